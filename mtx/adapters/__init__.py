@@ -1,0 +1,1 @@
+"""Site selection, injection and adapter methods, one file each."""

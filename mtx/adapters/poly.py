@@ -1,0 +1,113 @@
+"""Poly and multi-head routing (MHR): each task mixes an inventory of LoRA skills, block by block.
+
+Caccia et al. 2023, arXiv 2211.03831; Poly (Ponti et al. 2023, arXiv 2202.13914) is MHR with one split.
+"""
+
+from dataclasses import dataclass
+
+import gin
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mtx.errors import UserError
+from mtx.models.context import Context
+from mtx.models.layers import Axes, param
+
+
+@gin.configurable(denylist=["din", "dout", "axes", "tasks", "rngs"])
+class MHR(nnx.Module):
+  """delta = x A_t B_t / rank, with A_t = concat_q sum_s w[t,q,s] A[q,s], B_t likewise: factors are mixed, then multiplied.
+
+  Args:
+    skills: S, size of the inventory.
+    splits: Q, blocks that are routed independently; must divide both sides of the projection. 1 is Poly.
+    rank: r of each skill. The scale is 1/r; there is no alpha.
+
+  Raises:
+    UserError: a projection is not divisible by `splits`.
+  """
+
+  def __init__(
+    self,
+    din: int,
+    dout: int,
+    axes: Axes,
+    *,
+    tasks: int,
+    rngs: nnx.Rngs,
+    skills: int = 8,
+    splits: int = 4,
+    rank: int = 4,
+  ):
+    if din % splits or dout % splits:
+      raise UserError(
+        f"binding `MHR.splits`: {splits} does not divide a projection of {din} x {dout}.",
+        hint=f"valid choices: {', '.join(str(q) for q in range(1, min(din, dout) + 1) if din % q == dout % q == 0)}",
+      )
+    # The released code draws A from U(+-1/sqrt(din/Q)) per split and starts B at zero.
+    init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=2, out_axis=3, batch_axis=(0, 1))
+    self.a = param(init, (splits, skills, din // splits, rank), ("split", "skill", "adapter_in", "rank"), rngs)
+    shape = (splits, skills, rank, dout // splits)
+    self.b = param(nnx.initializers.zeros, shape, ("split", "skill", "rank", "adapter_out"), rngs)
+    self.router = param(router_init, (tasks, splits, skills), ("task", "split", "skill"), rngs)
+    self.splits, self.rank = splits, rank
+
+  def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
+    w = mixture(self.router[...])[ctx.task_ids].astype(x.dtype)
+    a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+    return (_per_row if ctx.task_ids.ndim == 1 else _per_token)(x, a, b, w) / self.rank
+
+
+def router_init(key, shape, dtype=jnp.float32) -> Float[Array, "task split skill"]:
+  """U(-1e-3, 1e-3): nearly uniform mixing, with just enough asymmetry for skills to part."""
+  return jax.random.uniform(key, shape, dtype, -1e-3, 1e-3)
+
+
+def mixture(router: Float[Array, "*task split skill"]) -> Float[Array, "*task split skill"]:
+  """Mixing weights: sigmoid, normalised over skills. Zeros give exactly 1/S."""
+  w = jax.nn.sigmoid(router)
+  return w / (w.sum(-1, keepdims=True) + 1e-12)
+
+
+def _per_row(x, a, b, w):
+  """One task a row (w [batch, split, skill]): mixes small factors first, then two thin products."""
+  rows, _, din = x.shape
+  mixed_a = jnp.einsum("bqs,qsdr->bqdr", w, a).reshape(rows, din, -1)
+  mixed_b = jnp.einsum("bqs,qsre->brqe", w, b).reshape(rows, b.shape[2], -1)
+  return (x @ mixed_a) @ mixed_b
+
+
+def _per_token(x, a, b, w):
+  """One task a token (w [batch, length, split, skill]): the same numbers in skill space, with no per-token factors."""
+  blocks = x.reshape(*x.shape[:-1], a.shape[0], -1)
+  z = jnp.einsum("blqsr,blqs->blr", jnp.einsum("blqd,qsdr->blqsr", blocks, a), w)
+  mixed = jnp.einsum("blqs,blr->blqsr", w, z)
+  return jnp.einsum("blqsr,qsre->blqe", mixed, b).reshape(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+  """How a trained inventory adapts to a new task (arXiv 2211.03831, section 3).
+
+  Attributes:
+    trainable: regex over parameter paths.
+    router: "random", a new row for the new task (never a copy of an old one), or "uniform", fixed 1/S mixing.
+  """
+
+  trainable: str
+  router: str
+
+
+ADAPTATIONS = {
+  "MHR-z": Adaptation(r".*/adapter/router", "random"),
+  "MHR": Adaptation(r".*/adapter/(a|b|router)", "random"),
+  "MHR-mu": Adaptation(r".*/adapter/(a|b)", "uniform"),
+}
+
+
+def new_router(router: Float[Array, "*layer task split skill"], tasks: int, kind: str, key):
+  """Router rows for `tasks` new tasks in place of the trained ones; `kind` as in `Adaptation`."""
+  shape = (*router.shape[:-3], tasks, *router.shape[-2:])
+  return jnp.zeros(shape, router.dtype) if kind == "uniform" else router_init(key, shape, router.dtype)

@@ -1,0 +1,1 @@
+"""Examples to batches: cache, mix, pack, feed."""

@@ -1,0 +1,290 @@
+"""SeqIO tasks to cached examples: every task's own preprocessors run once, and again only when what shaped them changes.
+
+The fingerprint of a split covers: the source's content and code, its settings (prompt, caps), the preprocessors' code,
+the vocabulary's bytes, the output features, SeqIO's version, the cache format. When one of them changes, the line that
+is logged names it. A data source whose content lies outside its code (a file it reads) shows that content to the
+fingerprint by a method `fingerprint() -> str` on any object bound to its function, as `mtx.tasks.superni` does.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mtx.data.cache import (
+  FORMAT,
+  CachedMixture,
+  CachedSplit,
+  CachedTask,
+  Example,
+  digest,
+  keep_vocabulary,
+  write_index,
+  write_split,
+)
+from mtx.data.vocabulary import Vocabulary
+from mtx.errors import UserError, did_you_mean
+from mtx.tasks.source import Source
+
+
+def build_mixture(
+  source: Source, mixture_name: str, cache_dir: str | Path, *, log: Callable[[str], Any] = print
+) -> CachedMixture:
+  """Opens the mixture's cache, after building what is missing or stale in it.
+
+  Args:
+    source: its vocabulary, categories and metrics go into the cache.
+    mixture_name: a SeqIO Mixture, or a single Task.
+    cache_dir: shared by all mixtures; made when missing.
+    log: called with one line per summary and per reason for building something again.
+
+  Raises:
+    UserError: unknown mixture, a vocabulary that is neither SentencePiece nor bytes or not the source's own, a rate
+      that SeqIO can not compute, a task whose examples lack `inputs`/`targets` token ids.
+  """
+  root = Path(cache_dir)
+  names = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
+  if mixture_name not in names:
+    raise UserError(f"mixture {mixture_name!r} is not registered", hint=did_you_mean(mixture_name, names))
+  provider = seqio.get_mixture_or_task(mixture_name)
+  tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+  tasks.sort(key=lambda task: task.name)
+  vocabulary = keep_vocabulary(root, _vocabulary(source.vocabulary, root))
+
+  wanted = {(task.name, split): _ingredients(task, split, vocabulary) for task in tasks for split in task.splits}
+  folders = {
+    (name, split): root / "tasks" / name / f"{split}-{digest(ingredients)}"
+    for (name, split), ingredients in wanted.items()
+  }
+  missing = [key for key in wanted if not folders[key].is_dir()]
+  for line in _reasons(missing, wanted, folders):
+    log(line)
+  if missing:
+    log(f"{mixture_name}: {len(wanted) - len(missing)} splits cached, {len(missing)} to build in {root}")
+  by_name = {task.name: task for task in tasks}
+  bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+  with Progress(*bar, transient=True, disable=not missing) as progress:
+    step = progress.add_task(mixture_name, total=len(missing))
+    for name, split in missing:
+      progress.update(step, description=f"{name} {split}")
+      ingredients = wanted[name, split]
+      examples = _examples(by_name[name], split, source.vocabulary)
+      write_split(folders[name, split], examples, fingerprint=digest(ingredients), ingredients=ingredients)
+      progress.advance(step)
+
+  cached = tuple(
+    CachedTask(
+      name=task.name,
+      category=source.categories.get(task.name, task.name),
+      metrics=tuple(source.metrics.get(task.name, ("exact_match",))),
+      fingerprint=digest([folders[task.name, split].name for split in task.splits]),
+      splits={split: CachedSplit(folders[task.name, split]) for split in task.splits},
+    )
+    for task in tasks
+  )
+  mixture = CachedMixture(mixture_name, cached, _rates(provider, tasks), vocabulary)
+  write_index(root, mixture)
+  return mixture
+
+
+def _rates(provider: seqio.Mixture | seqio.Task, tasks: list[seqio.Task]) -> tuple[float, ...]:
+  if isinstance(provider, seqio.Task):
+    return (1.0,)
+  try:
+    rates = [float(provider.get_rate(task)) for task in tasks]
+  except (TypeError, KeyError, ValueError) as error:
+    raise UserError(
+      f"mixture {provider.name!r}: its rates can not be computed ({error})",
+      hint="give the data sources `num_input_examples`, or the mixture numbers as rates",
+    ) from error
+  total = sum(rates)
+  if total <= 0:
+    raise UserError(f"mixture {provider.name!r}: its rates sum to {total}", hint="give one task a positive rate")
+  return tuple(rate / total for rate in rates)
+
+
+def _vocabulary(vocabulary: seqio.Vocabulary, root: Path) -> Vocabulary:
+  """The TensorFlow-free twin of a SeqIO vocabulary."""
+  if isinstance(vocabulary, seqio.ByteVocabulary):
+    return Vocabulary("byte", extra_ids=vocabulary.extra_ids)
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    file = str(vocabulary.sentencepiece_model_file)
+    if "://" in file:  # T5's own lies in a bucket
+      local = root / "vocabularies" / f"{digest(file)}.model"
+      local.parent.mkdir(parents=True, exist_ok=True)
+      tf.io.gfile.copy(file, str(local), overwrite=True)
+      file = str(local)
+    return Vocabulary("sentencepiece", Path(file), vocabulary.extra_ids)
+  raise UserError(
+    f"vocabulary {type(vocabulary).__name__} can not be read without SeqIO",
+    hint="use seqio.SentencePieceVocabulary or seqio.ByteVocabulary",
+  )
+
+
+def _examples(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary) -> Iterator[Example]:
+  """Runs the task's source and preprocessors, in order and untruncated; random preprocessors are seeded."""
+  dataset = task.source.get_dataset(split=split, shuffle=False)
+  dataset = task.preprocess_precache(dataset, seed=0)
+  dataset = task.preprocess_postcache(dataset, sequence_length=None, seed=0)
+  spec = dataset.element_spec
+  if "targets" not in spec or any(spec[f].dtype.is_integer is False for f in ("inputs", "targets") if f in spec):
+    raise UserError(
+      f"task {task.name!r}: its preprocessors must end with token ids in `targets` (and `inputs`); "
+      f"they give {', '.join(sorted(spec))}",
+      hint="end them with seqio.preprocessors.tokenize and seqio.preprocessors.append_eos",
+    )
+  for index, fields in enumerate(dataset.as_numpy_iterator()):
+    inputs, targets = (np.asarray(fields.get(name, ()), np.int32) for name in ("inputs", "targets"))
+    if "references" in fields:
+      references = json.loads(fields["references"])
+    else:
+      references = [_text(fields, "targets", vocabulary)]
+    yield {
+      "inputs": inputs,
+      "targets": targets,
+      "id": fields["id"].decode() if "id" in fields else f"{task.name}-{split}-{index}",
+      "references": references,
+      "text": _text(fields, "inputs", vocabulary),
+    }
+
+
+def _text(fields: Mapping[str, Any], feature: str, vocabulary: seqio.Vocabulary) -> str:
+  pretokenized = fields.get(f"{feature}_pretokenized")
+  if isinstance(pretokenized, bytes):
+    return pretokenized.decode()
+  return vocabulary.decode([int(token) for token in fields.get(feature, ())])
+
+
+def _ingredients(task: seqio.Task, split: str, vocabulary: Vocabulary) -> dict[str, Any]:
+  features = {}
+  for name, feature in task.output_features.items():
+    if _vocabulary_key(feature.vocabulary) != vocabulary.fingerprint:
+      raise UserError(
+        f"task {task.name!r}: feature {name!r} has another vocabulary than the source",
+        hint="inputs and targets of all tasks share one vocabulary",
+      )
+    features[name] = {"add_eos": feature.add_eos, "dtype": feature.dtype.name, "required": feature.required}
+  return {
+    "format": FORMAT,
+    "seqio": seqio.__version__,
+    "split": split,
+    "source": _describe(task.source),
+    "preprocessors": [_describe(preprocessor) for preprocessor in task.preprocessors],
+    "features": features,
+    "vocabulary": vocabulary.fingerprint,
+  }
+
+
+def _reasons(
+  missing: list[tuple[str, str]], wanted: Mapping[tuple[str, str], dict[str, Any]], folders: Mapping[Any, Path]
+) -> Iterator[str]:
+  """Lines that say which ingredient made which splits stale: equal reasons share a line."""
+  stale: dict[str, list[str]] = {}
+  for name, split in missing:
+    earlier = list(folders[name, split].parent.glob(f"{split}-*/manifest.json"))
+    if earlier:
+      newest = max(earlier, key=lambda path: path.stat().st_mtime)
+      before = json.loads(newest.read_text(encoding="utf-8"))["ingredients"]
+      changes = ", ".join(_changes(before, json.loads(json.dumps(wanted[name, split]))))
+      stale.setdefault(changes, []).append(f"{name} {split}")
+  for changes, splits in stale.items():
+    others = f" and {len(splits) - 1} more" if len(splits) > 1 else ""
+    yield f"cache is stale: {changes}: building {splits[0]}{others} again"
+
+
+def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:
+  """Dotted names of the leaves that differ, with short values."""
+  if isinstance(before, dict) and isinstance(after, dict):
+    for key in sorted({*before, *after}):
+      yield from _changes(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+  elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+      yield from _changes(old, new, f"{path}[{index}]")
+  elif before != after:
+    shown = (json.dumps(value, ensure_ascii=False) for value in (before, after))
+    yield f"{path} " + " -> ".join(text if len(text) <= 24 else text[:20] + "..." for text in shown)
+
+
+@functools.cache
+def _vocabulary_key(vocabulary: seqio.Vocabulary) -> str:
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    content = tf.io.gfile.GFile(vocabulary.sentencepiece_model_file, "rb").read()
+  else:
+    content = b"byte" if isinstance(vocabulary, seqio.ByteVocabulary) else repr(vocabulary).encode()
+  return hashlib.blake2b(content + str(vocabulary.extra_ids).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _module_code(name: str) -> str | None:
+  """Hash of a module's syntax tree: editing a comment or the layout leaves it equal."""
+  module = sys.modules.get(name)
+  try:
+    return digest(ast.dump(ast.parse(inspect.getsource(module))))
+  except (OSError, TypeError):  # typed into an interpreter: no file
+    return None
+
+
+def _describe(value: Any, depth: int = 0) -> Any:
+  """What `value` is, as JSON: equal in two processes exactly when it would act the same."""
+  recur = functools.partial(_describe, depth=depth + 1)
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  if depth > 12:
+    return type(value).__qualname__
+  if isinstance(value, seqio.Vocabulary):
+    return _vocabulary_key(value)
+  if callable(getattr(value, "fingerprint", None)) and not isinstance(value, type):
+    return value.fingerprint()
+  if isinstance(value, functools.partial):
+    bound = {key: recur(item) for key, item in value.keywords.items()}
+    return {"function": recur(value.func), "args": [recur(item) for item in value.args], **bound}
+  if isinstance(value, types.MethodType):
+    return {"method": recur(value.__func__), "of": recur(value.__self__)}
+  if isinstance(value, types.FunctionType):
+    code = _module_code(value.__module__) or hashlib.blake2b(value.__code__.co_code, digest_size=10).hexdigest()
+    bound = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+    described: dict[str, Any] = {"name": f"{value.__module__}.{value.__qualname__}", "code": code}
+    if bound:
+      described["closure"] = {key: recur(cell.cell_contents) for key, cell in bound.items()}
+    return described
+  if isinstance(value, type):
+    return {"class": f"{value.__module__}.{value.__qualname__}", "code": _module_code(value.__module__)}
+  if isinstance(value, Path):
+    return str(value)
+  if isinstance(value, Mapping):
+    return {str(key): recur(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [recur(item) for item in value]
+  if isinstance(value, (set, frozenset)):
+    return sorted(json.dumps(recur(item), sort_keys=True) for item in value)
+  if isinstance(value, seqio.FileDataSource):
+    return {"files": _files(value), **_fields(value, recur)}
+  if isinstance(value, seqio.TfdsDataSource):
+    return {"tfds": value.tfds_dataset.name, "splits": recur(dict(value.tfds_dataset._split_map or {}))}
+  if dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
+    return _fields(value, recur)
+  return repr(value)
+
+
+def _fields(value: Any, recur: Callable[[Any], Any]) -> dict[str, Any]:
+  return {"class": type(value).__qualname__, **{key.lstrip("_"): recur(item) for key, item in vars(value).items()}}
+
+
+def _files(source: seqio.FileDataSource) -> dict[str, str]:
+  """Name -> content hash of every file of every split."""
+  files = sorted({file for split in source.splits for file in source.list_shards(split)})
+  return {
+    file: hashlib.blake2b(tf.io.gfile.GFile(file, "rb").read(), digest_size=10).hexdigest() for file in files
+  }

@@ -1,0 +1,28 @@
+"""Errors that a user can cause and mend. The command line prints them without a traceback and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """Something the user wrote does not fit.
+
+  Args:
+    message: what was written and where (binding, file and line, task, instance, parameter path).
+    hint: what would work instead, for example the nearest valid name.
+  """
+
+  def __init__(self, message: str, *, hint: str = ""):
+    super().__init__(f"{message}\n  {hint}" if hint else message)
+    self.message = message
+    self.hint = hint
+
+
+def did_you_mean(name: str, choices: Iterable[str], *, limit: int = 3) -> str:
+  """A hint that names the valid choices nearest to `name`, or lists them all if none is near."""
+  choices = sorted(set(choices))
+  near = difflib.get_close_matches(name, choices, n=limit, cutoff=0.6)
+  if near:
+    return "did you mean " + " or ".join(f"`{n}`" for n in near) + "?"
+  shown = ", ".join(choices[:20]) + (f", ... ({len(choices)} in all)" if len(choices) > 20 else "")
+  return f"valid choices: {shown or 'none'}"

@@ -1,0 +1,1 @@
+"""Protocols, metrics per task, few-shot adaptation."""

@@ -1,0 +1,1 @@
+"""Base and experts to one tree, one method a file."""

@@ -1,0 +1,1 @@
+"""One transformer stack: encoder-decoder and decoder."""

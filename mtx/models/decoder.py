@@ -1,0 +1,58 @@
+"""Decoder-only model: causal, or non-causal over the inputs (prefix), from the same blocks as the encoder-decoder."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from mtx.models.context import Context, context
+from mtx.models.head import Head
+from mtx.models.outputs import Outputs
+from mtx.models.stack import Stack
+from pallas_kernels.attention.api import Mask
+
+
+class Decoder(nnx.Module):
+  """One stack. The mask alone tells causal from prefix, so weights carry over between them (arXiv 2204.05832)."""
+
+  def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    self.head = Head(config, rngs=rngs)
+    self.decoder = Stack(config, config.decoder_layers, cross=False, bidirectional=False, rngs=rngs)
+    self.config = config.copy_and_resolve_references().lock() if not config.is_locked else config
+
+  def __call__(self, batch: dict[str, Array], *, key: PRNGKeyArray | None = None, step=0) -> Outputs:
+    """Teacher-forced logits of a packed or padded batch (features: mtx/data/convert.py)."""
+    ctx = context(batch, "decoder", key, step)
+    prefix = batch["decoder_causal_attention"] > 0 if self.config.architecture == "prefix" else None
+    mask = Mask(ctx.segment_ids, ctx.segment_ids, prefix=prefix, causal=True)
+    x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"]), ctx, mask)
+    return Outputs(self.head.logits(x, ctx))
+
+  def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], dict]:
+    """Runs left-padded prompts; returns the first logits and a cache with room for `length` more tokens.
+
+    Left padding lets all rows generate at one row index; relative bias makes the shift invisible.
+    """
+    ctx = context(prompts, "decoder")
+    batch, prompt = ctx.segment_ids.shape
+    room = lambda x, fill: jnp.concatenate([x, jnp.full((batch, length), fill, x.dtype)], axis=1)
+    segments = room(ctx.segment_ids, 1)
+    prefix = None
+    if self.config.architecture == "prefix":
+      prefix = room(prompts["decoder_causal_attention"] > 0, False)
+    x = self.head.embed(prompts["decoder_input_tokens"])
+    layers = {"self": self.decoder.empty_cache(self.config, batch, prompt + length, x.dtype)}
+    mask = Mask(ctx.segment_ids, segments, prefix=prefix, causal=True)
+    x, layers = self.decoder(x, ctx, mask, cache=layers, index=0)
+    cache = {"layers": layers, "segments": segments, "task_ids": prompts["task_ids"]}
+    cache["index"] = jnp.asarray(prompt, jnp.int32)
+    return self.head.logits(x[:, -1:], ctx)[:, 0], cache
+
+  def decode_step(self, tokens: Int[Array, "batch"], cache: dict) -> tuple[Float[Array, "batch vocab"], dict]:
+    """Logits after one more token in every row, and the cache that holds it."""
+    index = cache["index"]
+    one = jnp.ones((tokens.shape[0], 1), jnp.int32)
+    ctx = Context(cache["task_ids"], segment_ids=one, positions=one * index)
+    mask = Mask(one, cache["segments"], offset=index, causal=True)
+    x, layers = self.decoder(self.head.embed(tokens[:, None]), ctx, mask, cache=cache["layers"], index=index)
+    return self.head.logits(x, ctx)[:, 0], {**cache, "layers": layers, "index": index + 1}

@@ -1,0 +1,65 @@
+"""Projection, norm, embedding, dropout: the leaves of every model. Adapters hang on `Dense` and nowhere else."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mtx.models.context import Context
+
+Axes = tuple[str | None, ...]
+
+
+def param(init, shape: tuple[int, ...], axes: Axes, rngs: nnx.Rngs) -> nnx.Param:
+  """A float32 parameter that carries its logical axes; `mtx.parallel.rules` turns them into shardings."""
+  return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Dense(nnx.Module):
+  """y = x W, plus whatever the adapter adds. The only projection class, and the only hook."""
+
+  def __init__(self, din: int, dout: int, axes: Axes, *, std: float, rngs: nnx.Rngs):
+    self.kernel = param(nnx.initializers.normal(std), (din, dout), axes, rngs)
+    self.din, self.dout, self.axes = din, dout, axes
+    self.adapter = nnx.data(None)  # a plain None would be static, and a later assignment would raise
+
+  def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
+    y = x @ self.kernel[...].astype(x.dtype)
+    return y if self.adapter is None else y + self.adapter(x, ctx).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467; no mean, no bias)."""
+
+  def __init__(self, d_model: int, *, epsilon: float, rngs: nnx.Rngs):
+    self.scale = param(nnx.initializers.ones, (d_model,), ("norm",), rngs)
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*shape d_model"]) -> Float[Array, "*shape d_model"]:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+    return (y * self.scale[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  """Token table; the same Variable serves as the output head when the head is tied."""
+
+  def __init__(self, vocab_size: int, d_model: int, *, std: float, rngs: nnx.Rngs):
+    self.table = param(nnx.initializers.normal(std), (vocab_size, d_model), ("vocab", "embed"), rngs)
+
+  def __call__(self, tokens: Int[Array, "batch length"], dtype) -> Float[Array, "batch length d_model"]:
+    return self.table[...][tokens].astype(dtype)
+
+  def attend(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
+    """Logits against the table, scaled by d_model^-1/2 as T5's tied head is."""
+    table = self.table[...]
+    return (x * table.shape[1] ** -0.5) @ table.T.astype(x.dtype)
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
+  """Inverted dropout; `key=None` or rate 0 is the identity. Randomness is an argument: module state would freeze
+  inside `lax.scan` and repeat one mask for ever."""
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

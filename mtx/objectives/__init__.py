@@ -1,0 +1,1 @@
+"""Batch and outputs to Loss(sum, weight, per task)."""

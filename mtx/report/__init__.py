@@ -1,0 +1,1 @@
+"""Console, event files, tables, figures, one HTML page a run."""

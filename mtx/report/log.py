@@ -1,0 +1,230 @@
+"""What a run leaves on disk: metrics.jsonl with TensorBoard events beside it, and results.json."""
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
+
+from mtx.errors import UserError
+
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+RESERVED = ("stage", "step", "time")
+RESULT_KEY = ("stage", "method", "task", "split", "metric", "seed")
+# JSON has no NaN and no infinities; these are the spellings of the protocol buffers' JSON mapping.
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class RunLog:
+  """Scalars of one stage of a run, as JSON lines and as TensorBoard events.
+
+  `run_dir/metrics.jsonl` is the record: every line is on its way to the disk when `scalars` returns, so a
+  killed process loses none. The events in `run_dir/events/<stage>` are a view of it; TensorBoard's writer
+  buffers them, so `resume` writes them anew from the lines.
+
+  In a run of several processes only the first makes one.
+
+  Args:
+    run_dir: directory of the run, made if absent.
+    stage: name of the stage, stored with every line.
+  """
+
+  def __init__(self, run_dir: str | os.PathLike, stage: str):
+    self.path = Path(run_dir) / METRICS
+    self.events = Path(run_dir) / "events" / stage
+    self.stage = stage
+    self._file: Any = None
+    self._writer: SummaryWriter | None = None
+
+  def resume(self, step: int) -> None:
+    """Forgets what this stage logged after `step`: the run goes on from a checkpoint of that step.
+
+    Lines of other stages stay. A half-written last line goes. The file is replaced in one rename. The events
+    start a new file that tells TensorBoard to forget the stage (`purge_step`), then repeats the kept lines.
+
+    Args:
+      step: last step to keep; -1 keeps none (the stage starts over).
+
+    Raises:
+      UserError: a line other than the last is not JSON.
+    """
+    self.close()
+    kept = [m for m in _read_lines(self.path) if m["stage"] != self.stage or m["step"] <= step]
+    if self.path.exists():
+      replace(self.path, "".join(_line(m) for m in kept))
+    self._open(purge_step=0)
+    for metrics in kept:
+      if metrics["stage"] == self.stage:
+        self._add_events(metrics)
+
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Logs numbers under one step.
+
+    Args:
+      step: optimizer steps done in this stage.
+      values: name -> number (Python, numpy or a jax scalar; the last waits for its device).
+
+    Raises:
+      ValueError: a name is one of `stage`, `step`, `time`.
+    """
+    if taken := [name for name in RESERVED if name in values]:
+      raise ValueError(f"a scalar can not be called {taken[0]!r}: every line has that field")
+    if self._file is None:
+      self._open()
+    metrics = {"stage": self.stage, "step": int(step), "time": time.time()}
+    metrics.update({name: float(value) for name, value in values.items()})
+    self._file.write(_line(metrics))
+    self._file.flush()
+    self._add_events(metrics)
+
+  def close(self) -> None:
+    """Writes out what TensorBoard's writer still holds. The log can be used again."""
+    if self._file is not None:
+      self._file.close()
+    if self._writer is not None:
+      self._writer.close()
+    self._file = self._writer = None
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def _open(self, purge_step: int | None = None) -> None:
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+      # A killed process left half a line; to append to it would lose the next one too.
+      replace(self.path, "".join(map(_line, _read_lines(self.path))))
+    self._file = self.path.open("a", encoding="utf-8")
+    # File names have whole seconds, and TensorBoard reads them in order of name: a restart within one second
+    # would overwrite its predecessor. A short queue would make `scalars` wait for the disk.
+    self._writer = SummaryWriter(
+      str(self.events),
+      purge_step=purge_step,
+      max_queue=10_000,
+      flush_secs=30,
+      filename_suffix=f".{time.time_ns()}",
+    )
+
+  def _add_events(self, metrics: Mapping[str, Any]) -> None:
+    # One event a step, not one a scalar: the checksum and the queue are what costs.
+    values = [v for k, x in metrics.items() if k not in RESERVED for v in scalar(k, x).value]
+    self._writer.file_writer.add_summary(Summary(value=values), metrics["step"], metrics["time"])
+
+
+def read_metrics(run_dir: str | os.PathLike) -> list[dict]:
+  """The lines of metrics.jsonl in order, without a half-written last one; empty if there is no file.
+
+  Returns:
+    dicts with `stage`, `step`, `time` (seconds since 1970) and the scalars.
+
+  Raises:
+    UserError: a line other than the last is not JSON.
+  """
+  return _read_lines(Path(run_dir) / METRICS)
+
+
+def write_results(run_dir: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Adds result rows to results.json in one rename.
+
+  A row with the same stage, method, task, split, metric and seed is replaced in its place; all others stay.
+
+  Args:
+    run_dir: directory of the run, made if absent.
+    rows: dicts with at least the fields of `RESULT_KEY` and `value`.
+
+  Raises:
+    UserError: results.json exists and is not a JSON list.
+    KeyError: a row lacks a field of `RESULT_KEY`.
+  """
+  table = {_key(row): dict(row) for row in read_results(run_dir)}
+  table.update({_key(row): dict(row) for row in rows})
+  lines = ",\n".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in table.values())
+  path = Path(run_dir) / RESULTS
+  path.parent.mkdir(parents=True, exist_ok=True)
+  replace(path, f"[\n{lines}\n]\n")
+
+
+def read_results(run_dir: str | os.PathLike) -> list[dict]:
+  """The rows of results.json; empty if there is none.
+
+  Raises:
+    UserError: the file is not a JSON list of rows.
+  """
+  path = Path(run_dir) / RESULTS
+  if not path.exists():
+    return []
+  try:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [_numbers(row) for row in rows]
+  except (ValueError, AttributeError, TypeError) as error:
+    raise UserError(
+      f"{path} is not a JSON list of result rows: {error}", hint="move it away and evaluate again"
+    ) from error
+
+
+def _key(row: Mapping[str, Any]) -> tuple:
+  return tuple(row[name] for name in RESULT_KEY)
+
+
+def _read_lines(path: Path) -> list[dict]:
+  if not path.exists():
+    return []
+  # Bytes, because a line can be torn inside a character.
+  lines = path.read_bytes().split(b"\n")
+  metrics = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      metrics.append(_numbers(json.loads(line.decode("utf-8"))))
+    except (ValueError, AttributeError) as error:
+      if number == len(lines):
+        break
+      raise UserError(
+        f"{path}:{number} is not a JSON object: {error}", hint="delete that line to go on without it"
+      ) from error
+  return metrics
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+  return json.dumps(_plain(metrics), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(row: Mapping[str, Any]) -> dict:
+  """Only types that JSON has: numpy's numbers become Python's, non-finite ones their names."""
+  plain = {}
+  for name, value in row.items():
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+      value = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    plain[name] = value
+  return plain
+
+
+def _numbers(row: Mapping[str, Any]) -> dict:
+  return {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def replace(path: Path, text: str) -> None:
+  """Writes a file so that a reader, or a crash, meets the old one or the new one."""
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the run from a reader with another account
+    os.replace(temporary, path)
+  except BaseException:
+    Path(temporary).unlink(missing_ok=True)
+    raise

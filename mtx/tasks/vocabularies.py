@@ -1,0 +1,114 @@
+"""SeqIO vocabularies: a SentencePiece model from a file, or one trained on a source's own text."""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece as spm
+
+from mtx.errors import UserError
+from mtx.tasks.source import seqio
+
+MODEL_TYPES = ("unigram", "word")
+LONGEST_SENTENCE = 4096  # bytes; what is longer is cut, where the trainer alone would leave it out
+
+
+def sentencepiece(path: str | Path) -> seqio.SentencePieceVocabulary:
+  """The vocabulary of a SentencePiece `.model` file.
+
+  Raises:
+    UserError: the file is missing, is no SentencePiece model, or has not T5's layout (pad 0, eos 1, unk 2).
+  """
+  path = Path(path).expanduser()
+  if not path.is_file():
+    raise UserError(f"vocabulary file {path} is not there", hint="give the path of a SentencePiece .model file")
+  try:
+    pieces = spm.SentencePieceProcessor(model_file=str(path))
+  except (RuntimeError, OSError) as error:
+    raise UserError(f"{path} is not a SentencePiece model", hint=str(error)) from error
+  if (pieces.pad_id(), pieces.eos_id()) != (0, 1):
+    raise UserError(
+      f"{path}: pad is {pieces.pad_id()} and eos {pieces.eos_id()}, they must be 0 and 1",
+      hint="train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1, as T5's is",
+    )
+  return seqio.SentencePieceVocabulary(str(path))
+
+
+def trained(
+  texts: Iterable[str], size: int, model_type: str = "unigram", dir: str | Path | None = None
+) -> seqio.SentencePieceVocabulary:
+  """Trains a SentencePiece model, or finds it when the same was trained before.
+
+  Args:
+    texts: what to learn from, in an order that does not change between runs.
+    size: number of ids, pad 0, eos 1 and unk 2 included. A "word" vocabulary is smaller when there are fewer words.
+    model_type: "unigram", or "word": one id for every word between white space.
+    dir: where models are kept under a hash of texts, size and type; default `vocabularies` in $MTX_CACHE, which
+      is ~/.cache/mtx unless set.
+
+  Raises:
+    UserError: an unknown type, no text, or less text than `size` pieces need.
+  """
+  if model_type not in MODEL_TYPES:
+    raise UserError(f"vocabulary type {model_type!r} is not known", hint=f"types: {', '.join(MODEL_TYPES)}")
+  sentences = list(_sentences(texts))
+  if not sentences:
+    raise UserError("there is no text to train a vocabulary on", hint="give the path of a trained .model file")
+  key = json.dumps([spm.__version__, size, model_type]) + "\n".join(sentences)
+  name = f"{model_type}-{size}-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.model"
+  folder = Path(dir or Path(os.environ.get("MTX_CACHE", "~/.cache/mtx")) / "vocabularies").expanduser()
+  path = folder / name
+  if not path.is_file():
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}-{uuid.uuid4().hex[:8]}"
+    temporary.write_bytes(_train(sentences, size, model_type))
+    os.replace(temporary, path)
+  return seqio.SentencePieceVocabulary(str(path))
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+  """Lines that the trainer accepts: it skips those with too many bytes or a NUL."""
+  for text in texts:
+    for line in text.replace("\0", " ").splitlines():
+      words = line.split()
+      while words:
+        taken, length = [], 0
+        while words and (not taken or length + len(words[0].encode()) < LONGEST_SENTENCE):
+          taken.append(words.pop(0))
+          length += len(taken[-1].encode()) + 1
+        yield " ".join(taken)
+
+
+def _train(sentences: list[str], size: int, model_type: str) -> bytes:
+  model = io.BytesIO()
+  try:
+    spm.SentencePieceTrainer.train(
+      sentence_iterator=iter(sentences),
+      model_writer=model,
+      vocab_size=size,
+      model_type=model_type,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      character_coverage=1.0 if model_type == "word" else 0.9995,
+      max_sentence_length=LONGEST_SENTENCE + 1,
+      shuffle_input_sentence=False,
+      # Words are whole even where a letter meets a digit; pieces split digits, so that numbers share them.
+      split_by_unicode_script=model_type == "unigram",
+      split_by_number=model_type == "unigram",
+      split_digits=model_type == "unigram",
+      hard_vocab_limit=model_type == "unigram",
+      num_threads=1,  # sums of floats then have one order, so the same text gives the same model
+      minloglevel=2,
+    )
+  except (RuntimeError, OSError) as error:
+    raise UserError(
+      f"a {model_type} vocabulary of {size} pieces can not be trained on this text",
+      hint=str(error).splitlines()[-1],
+    ) from error
+  return model.getvalue()

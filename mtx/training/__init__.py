@@ -1,0 +1,1 @@
+"""The one jitted step, state, optimizer groups, loop and checkpoints."""

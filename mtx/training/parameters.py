@@ -1,0 +1,79 @@
+"""A model as a graph definition plus one flat dict, path -> array: what crosses `jax.jit`, matches regexes and is saved."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+from flax import nnx, traverse_util
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from mtx.parallel.rules import parameter_shardings
+
+Params = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+  """A model before it has arrays.
+
+  Attributes:
+    graphdef: everything static about the model.
+    shapes: path -> shape and dtype.
+    axes: path -> logical axes (`mtx.parallel.rules`).
+    make: builds the module from rngs.
+  """
+
+  graphdef: nnx.GraphDef
+  shapes: dict[str, jax.ShapeDtypeStruct]
+  axes: dict[str, tuple[str | None, ...]]
+  make: Callable[[nnx.Rngs], nnx.Module]
+
+  def merge(self, params: Mapping[str, Array]) -> nnx.Module:
+    """The module over `params`; call it inside jit."""
+    return nnx.merge(self.graphdef, traverse_util.unflatten_dict(dict(params), sep="/"))
+
+  def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+    return parameter_shardings(self.shapes, self.axes, mesh)
+
+  def initialise(self, key: Array, mesh: Mesh) -> Params:
+    """Fresh parameters, born sharded: no device ever holds more than its part."""
+    return jax.jit(lambda k: _flat(self.make(nnx.Rngs(k))), out_shardings=self.shardings(mesh))(key)
+
+
+def blueprint(make: Callable[[nnx.Rngs], nnx.Module]) -> Blueprint:
+  """Traces `make(rngs)` without allocating anything."""
+  model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+  variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  named = {_path(p): v for p, v in variables}
+  return Blueprint(
+    graphdef=nnx.graphdef(model),
+    shapes={p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in named.items()},
+    axes={p: v.get_metadata()["axes"] for p, v in named.items()},
+    make=make,
+  )
+
+
+def _path(parts: tuple) -> str:
+  return "/".join(map(str, parts))
+
+
+def _flat(model: nnx.Module) -> Params:
+  return {_path(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def first_match(rules: Mapping[str, float], path: str) -> str | None:
+  """The first pattern whose regex matches the whole path."""
+  return next((pattern for pattern in rules if re.fullmatch(pattern, path)), None)
+
+
+def partition(params: Mapping, rules: Mapping[str, float]) -> tuple[dict, dict]:
+  """(trainable, frozen): a parameter that no rule names is frozen (the convention of big_vision's optax.py)."""
+  hit = {p for p in params if first_match(rules, p) is not None}
+  return {p: v for p, v in params.items() if p in hit}, {p: v for p, v in params.items() if p not in hit}
+
+
+def count(shapes: Mapping) -> int:
+  """Number of scalars."""
+  return sum(int(v.size) for v in shapes.values())

@@ -1,0 +1,1 @@
+"""Attention and adapter kernels: semantics once, one file a backend."""

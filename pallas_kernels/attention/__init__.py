@@ -1,0 +1,1 @@
+"""Attention: mask and bias semantics, reference, backends."""
