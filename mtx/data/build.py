@@ -1,9 +1,10 @@
-"""SeqIO tasks to cached examples: every task's own preprocessors run once, and again only when what shaped them changes.
+"""SeqIO tasks to cached examples: a task's own preprocessors run once, and again only when something changed.
 
-The fingerprint of a split covers: the source's content and code, its settings (prompt, caps), the preprocessors' code,
-the vocabulary's bytes, the output features, SeqIO's version, the cache format. When one of them changes, the line that
-is logged names it. A data source whose content lies outside its code (a file it reads) shows that content to the
-fingerprint by a method `fingerprint() -> str` on any object bound to its function, as `mtx.tasks.superni` does.
+The fingerprint of a split covers: the source's content and code, its settings (prompt, caps), the
+preprocessors' code, the vocabulary's bytes, the output features, SeqIO's version, the cache format. When one
+of them changes, the line that is logged names it. A data source whose content lies outside its code (a file
+it reads) shows that content to the fingerprint by a method `fingerprint() -> str` on any object bound to its
+function, as `mtx.tasks.superni` does.
 """
 
 import ast
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mtx.data.cache import (
@@ -36,7 +35,7 @@ from mtx.data.cache import (
 )
 from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError, did_you_mean
-from mtx.tasks.source import Source
+from mtx.tasks.source import Source, seqio, tf
 
 
 def build_mixture(
@@ -51,8 +50,8 @@ def build_mixture(
     log: called with one line per summary and per reason for building something again.
 
   Raises:
-    UserError: unknown mixture, a vocabulary that is neither SentencePiece nor bytes or not the source's own, a rate
-      that SeqIO can not compute, a task whose examples lack `inputs`/`targets` token ids.
+    UserError: unknown mixture, a vocabulary that is neither SentencePiece nor bytes or not the source's own,
+      a rate that SeqIO can not compute, a task whose examples lack `inputs`/`targets` token ids.
   """
   root = Path(cache_dir)
   names = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
@@ -63,7 +62,9 @@ def build_mixture(
   tasks.sort(key=lambda task: task.name)
   vocabulary = keep_vocabulary(root, _vocabulary(source.vocabulary, root))
 
-  wanted = {(task.name, split): _ingredients(task, split, vocabulary) for task in tasks for split in task.splits}
+  wanted = {
+    (task.name, split): _ingredients(task, split, vocabulary) for task in tasks for split in task.splits
+  }
   folders = {
     (name, split): root / "tasks" / name / f"{split}-{digest(ingredients)}"
     for (name, split), ingredients in wanted.items()
@@ -111,7 +112,9 @@ def _rates(provider: seqio.Mixture | seqio.Task, tasks: list[seqio.Task]) -> tup
     ) from error
   total = sum(rates)
   if total <= 0:
-    raise UserError(f"mixture {provider.name!r}: its rates sum to {total}", hint="give one task a positive rate")
+    raise UserError(
+      f"mixture {provider.name!r}: its rates sum to {total}", hint="give one task a positive rate"
+    )
   return tuple(rate / total for rate in rates)
 
 
@@ -139,7 +142,9 @@ def _examples(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary) -> Ite
   dataset = task.preprocess_precache(dataset, seed=0)
   dataset = task.preprocess_postcache(dataset, sequence_length=None, seed=0)
   spec = dataset.element_spec
-  if "targets" not in spec or any(spec[f].dtype.is_integer is False for f in ("inputs", "targets") if f in spec):
+  if "targets" not in spec or any(
+    spec[f].dtype.is_integer is False for f in ("inputs", "targets") if f in spec
+  ):
     raise UserError(
       f"task {task.name!r}: its preprocessors must end with token ids in `targets` (and `inputs`); "
       f"they give {', '.join(sorted(spec))}",
@@ -188,7 +193,9 @@ def _ingredients(task: seqio.Task, split: str, vocabulary: Vocabulary) -> dict[s
 
 
 def _reasons(
-  missing: list[tuple[str, str]], wanted: Mapping[tuple[str, str], dict[str, Any]], folders: Mapping[Any, Path]
+  missing: list[tuple[str, str]],
+  wanted: Mapping[tuple[str, str], dict[str, Any]],
+  folders: Mapping[Any, Path],
 ) -> Iterator[str]:
   """Lines that say which ingredient made which splits stale: equal reasons share a line."""
   stale: dict[str, list[str]] = {}
@@ -217,13 +224,18 @@ def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:
     yield f"{path} " + " -> ".join(text if len(text) <= 24 else text[:20] + "..." for text in shown)
 
 
-@functools.cache
 def _vocabulary_key(vocabulary: seqio.Vocabulary) -> str:
-  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    content = tf.io.gfile.GFile(vocabulary.sentencepiece_model_file, "rb").read()
-  else:
-    content = b"byte" if isinstance(vocabulary, seqio.ByteVocabulary) else repr(vocabulary).encode()
-  return hashlib.blake2b(content + str(vocabulary.extra_ids).encode(), digest_size=16).hexdigest()
+  file = (
+    str(vocabulary.sentencepiece_model_file) if isinstance(vocabulary, seqio.SentencePieceVocabulary) else ""
+  )
+  return _content_key(file, type(vocabulary).__name__, vocabulary.extra_ids)
+
+
+@functools.cache
+def _content_key(file: str, kind: str, extra_ids: int) -> str:
+  """As `Vocabulary.fingerprint`, for vocabularies that this process may have used before."""
+  content = tf.io.gfile.GFile(file, "rb").read() if file else kind.removesuffix("Vocabulary").lower().encode()
+  return hashlib.blake2b(content + str(extra_ids).encode(), digest_size=16).hexdigest()
 
 
 @functools.cache
@@ -253,7 +265,9 @@ def _describe(value: Any, depth: int = 0) -> Any:
   if isinstance(value, types.MethodType):
     return {"method": recur(value.__func__), "of": recur(value.__self__)}
   if isinstance(value, types.FunctionType):
-    code = _module_code(value.__module__) or hashlib.blake2b(value.__code__.co_code, digest_size=10).hexdigest()
+    code = (
+      _module_code(value.__module__) or hashlib.blake2b(value.__code__.co_code, digest_size=10).hexdigest()
+    )
     bound = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
     described: dict[str, Any] = {"name": f"{value.__module__}.{value.__qualname__}", "code": code}
     if bound:
@@ -279,7 +293,10 @@ def _describe(value: Any, depth: int = 0) -> Any:
 
 
 def _fields(value: Any, recur: Callable[[Any], Any]) -> dict[str, Any]:
-  return {"class": type(value).__qualname__, **{key.lstrip("_"): recur(item) for key, item in vars(value).items()}}
+  return {
+    "class": type(value).__qualname__,
+    **{key.lstrip("_"): recur(item) for key, item in vars(value).items()},
+  }
 
 
 def _files(source: seqio.FileDataSource) -> dict[str, str]:

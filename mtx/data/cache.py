@@ -1,11 +1,11 @@
-"""Tokenised examples on disk: read by index, without TensorFlow, and bound to a fingerprint of what made them.
+"""Tokenised examples on disk: read by index, without TensorFlow, under a fingerprint of what made them.
 
-    <cache>/<mixture>.json                                index: tasks, rates, vocabulary, folder of every split
+    <cache>/<mixture>.json                    index: tasks, rates, vocabulary, folder of every split
     <cache>/vocabularies/<hash>.model
     <cache>/tasks/<task>/<split>-<fingerprint>/
-        examples.array_record                             one msgpack record an example, any of them in microseconds
-        lengths.npy                                       int32 [examples, 2]: tokens of inputs and of targets
-        manifest.json                                     fingerprint, its ingredients, counts
+        examples.array_record                 one msgpack record an example, any of them in microseconds
+        lengths.npy                           int32 [examples, 2]: tokens of inputs and of targets
+        manifest.json                         fingerprint, its ingredients, counts
 
 Two settings of one task have two folders, so neither run disturbs the other. Folders appear by one rename.
 """
@@ -111,10 +111,14 @@ class CachedMixture:
   @cached_property
   def fingerprint(self) -> str:
     """Of everything a feed reads: the tasks in order, their examples and rates."""
-    return digest([[task.name, task.fingerprint, rate] for task, rate in zip(self.tasks, self.rates, strict=True)])
+    return digest(
+      [[task.name, task.fingerprint, rate] for task, rate in zip(self.tasks, self.rates, strict=True)]
+    )
 
 
-def write_split(folder: Path, examples: Iterable[Example], *, fingerprint: str, ingredients: Any) -> CachedSplit:
+def write_split(
+  folder: Path, examples: Iterable[Example], *, fingerprint: str, ingredients: Any
+) -> CachedSplit:
   """Writes `examples` so that `folder` appears complete or not at all.
 
   Args:
@@ -142,7 +146,9 @@ def write_split(folder: Path, examples: Iterable[Example], *, fingerprint: str, 
       "fingerprint": fingerprint,
       "ingredients": ingredients,
     }
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (temporary / "manifest.json").write_text(
+      json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     try:
       temporary.rename(folder)
     except OSError:
@@ -189,7 +195,8 @@ def open_mixture(cache_dir: str | Path, name: str) -> CachedMixture:
   """The mixture that was last built under `name`. Reads the index only; examples are read when asked for.
 
   Raises:
-    UserError: no such mixture (lists near names), an index of another format, or a vocabulary file that is gone.
+    UserError: no such mixture (lists near names), an index of another format, or a vocabulary file that is
+      gone.
   """
   root = Path(cache_dir)
   path = root / f"{name}.json"
@@ -202,7 +209,9 @@ def open_mixture(cache_dir: str | Path, name: str) -> CachedMixture:
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise UserError(f"{path} is not the index of a cached mixture", hint="build the cache again") from error
   if version != FORMAT:
-    raise UserError(f"{path} has cache format {version}, this mtx reads {FORMAT}", hint="build the cache again")
+    raise UserError(
+      f"{path} has cache format {version}, this mtx reads {FORMAT}", hint="build the cache again"
+    )
   tasks = tuple(
     CachedTask(
       name=task["name"],

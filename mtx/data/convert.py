@@ -1,10 +1,11 @@
 """Examples to the arrays that a model reads, under SeqIO's feature names (seqio.feature_converters).
 
-An example becomes an *element* (its tokens, not padded). Packing puts elements into *rows* of fixed length; `row` does
-the same with one element. `features` turns a batch of rows into model features: everything there is array arithmetic
-over segment ids and positions, so packed and unpacked rows take one path.
+An example becomes an *element* (its tokens, not padded). Packing puts elements into *rows* of fixed length;
+`row` does the same with one element. `features` turns a batch of rows into model features: everything there
+is array arithmetic over segment ids and positions, so packed and unpacked rows take one path.
 
-Architectures: "encdec" (encoder_* and decoder_*), "causal" and "prefix" (decoder_* only: inputs then targets).
+Architectures: "encdec" (encoder_* and decoder_*), "causal" and "prefix" (decoder_* only: inputs then
+targets).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,9 @@ PER_SEGMENT = ("task", "inputs_width")
 def check_architecture(architecture: str) -> None:
   """Raises UserError for a name that is none of ARCHITECTURES."""
   if architecture not in ARCHITECTURES:
-    raise UserError(f"architecture {architecture!r} is not known", hint=did_you_mean(architecture, ARCHITECTURES))
+    raise UserError(
+      f"architecture {architecture!r} is not known", hint=did_you_mean(architecture, ARCHITECTURES)
+    )
 
 
 def truncated(tokens: Int32[np.ndarray, " n"], length: int, eos_id: int) -> Int32[np.ndarray, " m"]:
@@ -37,22 +40,30 @@ def truncated(tokens: Int32[np.ndarray, " n"], length: int, eos_id: int) -> Int3
   return kept
 
 
-def element(example: Mapping[str, Any], task: int, architecture: str) -> Arrays:
+def element(
+  example: Mapping[str, Any],
+  task: int,
+  architecture: str,
+  inputs_length: int,
+  targets_length: int,
+  eos_id: int,
+) -> Arrays:
   """The arrays of one example that are packed: int32, not padded.
 
   Args:
-    example: has "inputs" and "targets", already cut to length.
+    example: has "inputs" and "targets", which are cut to their lengths.
     task: the example's task id.
     architecture: one of ARCHITECTURES.
+    inputs_length, targets_length: most tokens of either.
+    eos_id: kept as the last token of what is cut.
   """
+  inputs = truncated(example["inputs"], inputs_length, eos_id)
+  targets = truncated(example["targets"], targets_length, eos_id)
   task_id = np.array([task], np.int32)
   if architecture == "encdec":
-    return {"inputs": example["inputs"], "targets": example["targets"], "task": task_id}
-  return {
-    "tokens": np.concatenate([example["inputs"], example["targets"]]),
-    "inputs_width": np.array([len(example["inputs"])], np.int32),
-    "task": task_id,
-  }
+    return {"inputs": inputs, "targets": targets, "task": task_id}
+  width = np.array([len(inputs)], np.int32)
+  return {"tokens": np.concatenate([inputs, targets]), "inputs_width": width, "task": task_id}
 
 
 def row_lengths(architecture: str, inputs_length: int, targets_length: int) -> dict[str, int]:
@@ -80,13 +91,13 @@ def features(rows: Arrays, architecture: str) -> Arrays:
   """Model features of a batch of rows.
 
   Args:
-    rows: arrays [batch, length] as packing leaves them: tokens, `*_segment_ids`, `*_positions`, and per-segment values
-      [batch, segments] whose column s-1 belongs to segment s.
+    rows: arrays [batch, length] as packing leaves them: tokens, `*_segment_ids`, `*_positions`, and
+      per-segment values [batch, segments] whose column s-1 belongs to segment s.
     architecture: one of ARCHITECTURES.
 
   Returns:
-    int32 arrays [batch, length], `decoder_loss_weights` float32. Decoder inputs are the targets shifted right within
-    each segment, beginning with 0. Segment id 0 is padding, and padding has task id 0.
+    int32 arrays [batch, length], `decoder_loss_weights` float32. Decoder inputs are the targets shifted right
+    within each segment, beginning with 0. Segment id 0 is padding, and padding has task id 0.
   """
   if architecture == "encdec":
     decoder, segments, positions = (rows[f"targets{suffix}"] for suffix in ("", "_segment_ids", "_positions"))
@@ -152,16 +163,45 @@ def prompts(
       for tokens, task in zip(inputs, tasks, strict=True)
     ]
     made = features(stacked(rows), architecture)
-    return {name: values for name, values in made.items() if name.startswith("encoder_")} | {"task_ids": tasks}
+    return {name: values for name, values in made.items() if name.startswith("encoder_")} | {
+      "task_ids": tasks
+    }
   length = inputs_length + 1
   made = {
-    "decoder_input_tokens": np.stack([_left_padded(np.concatenate([[0], tokens]), length) for tokens in inputs]),
+    "decoder_input_tokens": np.stack(
+      [_left_padded(np.concatenate([[0], tokens]), length) for tokens in inputs]
+    ),
     "decoder_segment_ids": np.stack([_left_padded(np.ones(len(tokens) + 1), length) for tokens in inputs]),
     "decoder_positions": np.stack([_left_padded(np.arange(len(tokens) + 1), length) for tokens in inputs]),
   }
   if architecture == "prefix":
     made["decoder_causal_attention"] = made["decoder_segment_ids"].copy()
   return made | {"task_ids": tasks}
+
+
+def padded(
+  examples: Sequence[Mapping[str, Any]],
+  architecture: str,
+  inputs_length: int,
+  targets_length: int,
+  task_ids: Sequence[int],
+  *,
+  rows: int,
+  eos_id: int = 1,
+) -> Arrays:
+  """A teacher-forced batch with one example a row, cut to the lengths, filled up with empty rows to `rows`.
+
+  Returns:
+    The features of `features` and `task_ids` int32[rows].
+  """
+  lengths = row_lengths(architecture, inputs_length, targets_length)
+  limits = (inputs_length, targets_length, eos_id)
+  made = [
+    row(element(example, task, architecture, *limits), lengths)
+    for example, task in zip(examples, task_ids, strict=True)
+  ]
+  batch = stacked(made + [row({}, lengths)] * (rows - len(made)))
+  return features(batch, architecture) | {"task_ids": batch["task"][:, 0]}
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:

@@ -1,4 +1,4 @@
-"""A cached mixture to batches: seeded, mixed, packed, made ready in the background, and able to go on where it was.
+"""A cached mixture to batches: seeded, mixed, packed, prefetched, and able to go on where it was.
 
     feed(mixture, architecture="encdec", split="train", seed=0)   endless, for training
     validation_batches(mixture, ...)                              finite, in a fixed order, for a loss curve
@@ -6,6 +6,7 @@
 Grain does the work; its state is small and plain JSON, and goes into the checkpoint.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +17,19 @@ import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
 
 from mtx.data import convert
-from mtx.data.cache import CachedMixture, CachedTask, digest
+from mtx.data import pack as packing
+from mtx.data.cache import CachedMixture, CachedSplit, CachedTask, Example, digest
 from mtx.data.convert import Arrays
 from mtx.data.mix import READ, Selection, mixed_examples, mixed_rows, task_seed, task_stream
-from mtx.data.pack import examples_per_row, open_rows, pack
 from mtx.errors import UserError, did_you_mean
 
 ROWS = ("mixed", "task")
 OVERLONG = ("truncate", "drop", "error")
-BINS = {"mixed": 64, "task": 16}
 PREFETCH = 4  # batches
 
 
 class FeedIterator:
-  """Endless batches. `get_state()` is JSON-able; `set_state` makes the next batch the one that followed it."""
+  """Endless batches. `get_state()` is JSON-able; `set_state` makes the next batch the one that followed."""
 
   def __init__(self, batches: grain.DatasetIterator, fingerprint: str):
     self._batches = batches
@@ -81,7 +81,7 @@ class Feed:
     return FeedIterator(iter(self.dataset), self.fingerprint)
 
 
-@gin.configurable(allowlist=["batch", "inputs_length", "targets_length", "pack", "rows", "overlong"])
+@gin.configurable(allowlist=["batch", "pack", "rows", "overlong"])
 def feed(
   mixture: CachedMixture,
   *,
@@ -105,47 +105,49 @@ def feed(
     batch: rows in a batch.
     inputs_length, targets_length: most tokens of one example, EOS included, and so of a row.
     pack: several examples a row; False gives one a row.
-    rows: "mixed": a row holds examples of several tasks. "task": of one, and batches have `task_ids` int32[batch].
+    rows: "mixed": a row holds examples of several tasks. "task": of one, and batches have `task_ids`
+      int32[batch].
     overlong: what happens to longer examples: "truncate" keeps EOS, "drop", or "error".
 
   Raises:
-    UserError: a name that is none of these choices, a length below 1, a split that a task lacks, an over-long example
-      under "error" (task, id and lengths named), a task of which nothing is left.
+    UserError: a name that is none of these choices, a length below 1, a split that a task lacks, an over-long
+      example under "error" (task, id and lengths named), a task of which nothing is left.
   """
   convert.check_architecture(architecture)
   _check("rows", rows, ROWS)
   _check("overlong", overlong, OVERLONG)
   for name, value in (("batch", batch), ("inputs_length", inputs_length), ("targets_length", targets_length)):
     if value < 1:
-      raise UserError(f"feed.{name} is {value}", hint="it must be 1 or more")
+      raise UserError(f"{name} of the feed is {value}", hint="it must be 1 or more")
   limits = np.array([inputs_length, targets_length])
-  drawn = [(index, task, rate) for index, (task, rate) in enumerate(_rated(mixture)) if rate > 0]
-  kept, counts = {}, {}
-  for _, task, _ in drawn:
-    kept[task.name], counts[task.name] = _within(task, _split(task, split), limits, overlong)
+  make = functools.partial(
+    convert.element,
+    architecture=architecture,
+    inputs_length=inputs_length,
+    targets_length=targets_length,
+    eos_id=mixture.vocabulary.eos_id,
+  )
+  streams, rates, sizes, counts = [], [], [], {}
+  for index, (task, rate) in enumerate(zip(mixture.tasks, mixture.rates, strict=True)):
+    if rate > 0:
+      selection, counts[task.name] = _within(task, _split(task, split), limits, overlong)
+      streams.append(task_stream(selection, task.name, seed, functools.partial(make, task=index)))
+      rates.append(rate)
+      sizes.append(_sizes(selection, architecture, limits))
 
-  eos_id = mixture.vocabulary.eos_id
-  streams, rates = [], [rate for _, _, rate in drawn]
-  for index, task, _ in drawn:
-    to_element = _ToElement(index, architecture, inputs_length, targets_length, eos_id)
-    streams.append(task_stream(kept[task.name], task.name, seed, to_element))
   lengths = convert.row_lengths(architecture, inputs_length, targets_length)
-  order = task_seed(seed, "rows")
+  bins = packing.open_rows(lengths, *((1, max(256, batch)) if rows == "mixed" else (len(streams), 16)))
+  to_rows = functools.partial(
+    packing.pack, lengths=lengths, bins=bins, seed=task_seed(seed, "rows"), single=not pack
+  )
   if rows == "mixed":
-    bins = open_rows(lengths, 1, max(BINS[rows], batch))
-    packed = _pack(mixed_examples(streams, rates), lengths, bins=bins, seed=order, single=not pack)
+    packed = to_rows(mixed_examples(streams, rates))
   else:
-    bins = open_rows(lengths, len(streams), BINS[rows])
-    of_one_task = [
-      _pack(stream.to_iter_dataset(READ), lengths, bins=bins, seed=order, single=not pack) for stream in streams
+    capacity = limits if architecture == "encdec" else limits.sum(keepdims=True)
+    per_row = [
+      packing.examples_per_row(each, capacity, bins=bins, seed=seed) if pack else 1.0 for each in sizes
     ]
-    if pack:
-      per_row = [
-        examples_per_row(*_sizes(kept[task.name], architecture, limits), bins=bins, seed=order) for _, task, _ in drawn
-      ]
-    else:
-      per_row = [1.0] * len(streams)
-    packed = mixed_rows(of_one_task, rates, per_row)
+    packed = mixed_rows([to_rows(stream.to_iter_dataset(READ)) for stream in streams], rates, per_row)
 
   to_features = _ToFeatures(architecture, rows == "task")
   batches = packed.batch(batch, drop_remainder=True).map(to_features)
@@ -172,9 +174,10 @@ def validation_batches(
   targets_length: int,
   limit: int | None = None,
 ) -> Iterator[Arrays]:
-  """The first `limit` examples of every task that has `split`, one a row, truncated, in the order of the cache.
+  """The first `limit` examples of every task that has `split`, one a row, truncated, in the cache's order.
 
-  The last batch is filled up with empty rows: segment ids and loss weights 0. Batches have `task_ids` int32[batch].
+  The last batch is filled up with empty rows: segment ids and loss weights 0. Batches have `task_ids`
+  int32[batch].
 
   Raises:
     UserError: no task of the mixture has that split.
@@ -186,35 +189,20 @@ def validation_batches(
       f"no task of {mixture.name!r} has examples in split {split!r}",
       hint=did_you_mean(split, (name for task in mixture.tasks for name in task.splits)),
     )
-  lengths = convert.row_lengths(architecture, inputs_length, targets_length)
-  to_features = _ToFeatures(architecture, True)
-  rows: list[Arrays] = []
+  eos_id = mixture.vocabulary.eos_id
+  make = functools.partial(convert.padded, rows=batch, eos_id=eos_id)
+  examples: list[Example] = []
+  tasks: list[int] = []
   for index, task in with_split:
-    to_element = _ToElement(index, architecture, inputs_length, targets_length, mixture.vocabulary.eos_id)
-    examples = task.splits[split]
-    for position in range(len(examples) if limit is None else min(limit, len(examples))):
-      rows.append(convert.row(to_element(examples[position]), lengths))
-      if len(rows) == batch:
-        yield to_features(convert.stacked(rows))
-        rows = []
-  if rows:
-    yield to_features(convert.stacked(rows + [convert.row({}, lengths)] * (batch - len(rows))))
-
-
-@dataclass(frozen=True)
-class _ToElement:
-  task: int
-  architecture: str
-  inputs_length: int
-  targets_length: int
-  eos_id: int
-
-  def __call__(self, example: Mapping[str, Any]) -> Arrays:
-    cut = {
-      "inputs": convert.truncated(example["inputs"], self.inputs_length, self.eos_id),
-      "targets": convert.truncated(example["targets"], self.targets_length, self.eos_id),
-    }
-    return convert.element(cut, self.task, self.architecture)
+    available = task.splits[split]
+    for position in range(len(available) if limit is None else min(limit, len(available))):
+      examples.append(available[position])
+      tasks.append(index)
+      if len(examples) == batch:
+        yield make(examples, architecture, inputs_length, targets_length, tasks)
+        examples, tasks = [], []
+  if examples:
+    yield make(examples, architecture, inputs_length, targets_length, tasks)
 
 
 @dataclass(frozen=True)
@@ -227,19 +215,12 @@ class _ToFeatures:
     return made | {"task_ids": rows["task"][:, 0]} if self.one_task_a_row else made
 
 
-_pack = pack  # `feed` has a parameter of this name
-
-
-def _rated(mixture: CachedMixture) -> Sequence[tuple[CachedTask, float]]:
-  return list(zip(mixture.tasks, mixture.rates, strict=True))
-
-
 def _check(setting: str, value: str, choices: Sequence[str]) -> None:
   if value not in choices:
     raise UserError(f"feed.{setting} is {value!r}", hint=did_you_mean(value, choices))
 
 
-def _split(task: CachedTask, split: str):
+def _split(task: CachedTask, split: str) -> CachedSplit:
   examples = task.splits.get(split)
   if examples is None or not len(examples):
     raise UserError(
@@ -249,32 +230,32 @@ def _split(task: CachedTask, split: str):
   return examples
 
 
-def _within(task: CachedTask, examples, limits: np.ndarray, overlong: str) -> tuple[Selection, int]:
+def _within(
+  task: CachedTask, examples: CachedSplit, limits: np.ndarray, overlong: str
+) -> tuple[Selection, int]:
   """The examples that will be drawn, and how many of the task's are over `limits`."""
   over = (examples.lengths > limits).any(axis=1)
   count = int(over.sum())
   indices = np.arange(len(examples))
   if count and overlong == "error":
     first = int(over.argmax())
-    found, most = examples.lengths[first], limits
+    found = examples.lengths[first]
     raise UserError(
-      f"task {task.name!r}, example {examples[first]['id']!r}: {found[0]} input and {found[1]} target tokens, over "
-      f"{most[0]} and {most[1]} ({count} of {len(examples)} examples are over)",
-      hint='raise feed.inputs_length or feed.targets_length, or set feed.overlong = "truncate" or "drop"',
+      f"task {task.name!r}, example {examples[first]['id']!r}: {found[0]} input and {found[1]} target tokens "
+      f"are over {limits[0]} and {limits[1]} ({count} of {len(examples)} examples are over)",
+      hint='raise train.inputs_length or train.targets_length, or set feed.overlong = "truncate" or "drop"',
     )
   if overlong == "drop":
     indices = indices[~over]
     if not len(indices):
       raise UserError(
         f"task {task.name!r}: all {count} examples are over {limits[0]} input or {limits[1]} target tokens",
-        hint='raise feed.inputs_length or feed.targets_length, or set feed.overlong = "truncate"',
+        hint='raise train.inputs_length or train.targets_length, or set feed.overlong = "truncate"',
       )
   return Selection(examples, indices), count
 
 
-def _sizes(selection: Selection, architecture: str, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens that each example takes of a row, and the row's capacity."""
+def _sizes(selection: Selection, architecture: str, limits: np.ndarray) -> np.ndarray:
+  """Tokens that each example takes of a row, for every array that fills up."""
   sizes = np.minimum(selection.split.lengths[selection.indices], limits)
-  if architecture == "encdec":
-    return sizes, limits
-  return sizes.sum(axis=1, keepdims=True), limits.sum(keepdims=True)
+  return sizes if architecture == "encdec" else sizes.sum(axis=1, keepdims=True)

@@ -10,8 +10,8 @@ from jaxtyping import Int
 from mtx.data.cache import CachedSplit
 from mtx.data.convert import Arrays
 
-# One background thread works behind the whole feed; Grain's own read-ahead threads, one pool a stream, would only
-# fight with it over records that take microseconds to read.
+# One background thread works behind the whole feed; Grain's own read-ahead threads, one pool a stream, would
+# only fight with it over records that take microseconds to read.
 READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -37,14 +37,15 @@ def task_stream(
 ) -> grain.MapDataset[Arrays]:
   """One task's elements, repeated for ever and shuffled anew in every epoch.
 
-  The order depends on `seed` and the task's name: adding a task to a mixture leaves the others' order as it was.
+  The order depends on `seed` and the task's name: adding a task to a mixture leaves the others' order as it
+  was.
   """
   shuffled = grain.MapDataset.source(selection).shuffle(seed=task_seed(seed, name))
   return shuffled.repeat().map(to_element)
 
 
 def task_seed(seed: int, name: str) -> int:
-  """32 bits that are far apart for neighbouring seeds: Grain adds the epoch to a seed, so seed+1 would be seed late."""
+  """32 bits, far apart for neighbouring seeds: Grain adds the epoch to a seed, so seed + 1 is only late."""
   return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest(), "little")
 
 

@@ -1,7 +1,8 @@
 """Several examples a row: Grain's first-fit packing, and what it will do to the number of examples in a row.
 
-No example is split over two rows. Every token keeps its segment id and position (Grain adds them); values of a whole
-segment, such as its task, ride along as arrays of length 1 and are spread over the tokens in `mtx.data.convert`.
+No example is split over two rows. Every token keeps its segment id and position (Grain adds them); values of
+a whole segment, such as its task, ride along as arrays of length 1 and are spread over the tokens in
+`mtx.data.convert`.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def pack(
 
 
 def open_rows(lengths: Mapping[str, int], streams: int, wanted: int) -> int:
-  """Rows a stream can keep open: `wanted`, or fewer where many streams share the memory; 4 at least."""
+  """Rows that a stream keeps open: `wanted`, or fewer where many streams share the memory; 4 at least."""
   row_bytes = 3 * 4 * sum(lengths.values())  # values, segment ids and positions
   return int(np.clip(BUFFER_BYTES // (streams * row_bytes), 4, wanted))
 
@@ -46,7 +47,8 @@ def open_rows(lengths: Mapping[str, int], streams: int, wanted: int) -> int:
 def examples_per_row(
   sizes: Int[np.ndarray, "examples arrays"], capacity: Int[np.ndarray, " arrays"], *, bins: int, seed: int
 ) -> float:
-  """Mean number of examples in a row when a stream of these sizes is packed by first fit into `bins` open rows.
+  """Mean number of examples in a row when a stream of these sizes is packed by first fit into `bins` open
+  rows.
 
   Found by packing the sizes alone, as Grain would the arrays: until the bins were emitted 8 times, or for
   20 000 examples.

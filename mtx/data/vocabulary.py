@@ -1,4 +1,4 @@
-"""Text to token ids and back where SeqIO and TensorFlow are not installed. Ids equal those of the SeqIO class."""
+"""Text to token ids and back without SeqIO and TensorFlow; the ids equal those of the SeqIO classes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -32,7 +32,9 @@ class Vocabulary:
     if self.kind not in ("sentencepiece", "byte"):
       raise UserError(f"vocabulary kind {self.kind!r} is not known", hint="kinds: sentencepiece, byte")
     if self.kind == "sentencepiece" and not (self.path and Path(self.path).is_file()):
-      raise UserError(f"vocabulary file {self.path} is not there", hint="give the path of a SentencePiece .model file")
+      raise UserError(
+        f"vocabulary file {self.path} is not there", hint="give the path of a SentencePiece .model file"
+      )
 
   @cached_property
   def _pieces(self) -> sentencepiece.SentencePieceProcessor:
@@ -79,7 +81,9 @@ class Vocabulary:
       if token != self.pad_id and token < self._base:
         kept.append(token)
     if self.kind == "byte":
-      return bytes(token - BYTE_OFFSET for token in kept if token >= BYTE_OFFSET).decode("utf-8", errors="ignore")
+      return bytes(token - BYTE_OFFSET for token in kept if token >= BYTE_OFFSET).decode(
+        "utf-8", errors="ignore"
+      )
     return self._pieces.decode(kept)
 
   def to_json(self, root: Path) -> dict[str, Any]:

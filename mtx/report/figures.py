@@ -4,6 +4,7 @@ They are built on `matplotlib.figure.Figure`, never on pyplot, so making one lea
 no display. Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart.
 """
 
+import html
 import io
 import os
 import re
@@ -24,9 +25,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, FAINT, PAPER = "#24292f", "#6b7480", "#d5dae0", "#ffffff"
 # In a page these follow its light or dark theme.
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
-STYLE = {
+STYLE: dict[Any, Any] = {
   "font.family": "sans-serif",
   "font.size": 9,
+  "text.parse_math": False,  # names of tasks may hold a dollar
   "axes.titlesize": 10,
   "axes.titleweight": "bold",
   "axes.titlelocation": "left",
@@ -53,6 +55,7 @@ STYLE = {
 }
 LEGIBLE_TASKS = 60  # beyond this a task's line is thinner than its name
 LONGEST_NAME = 44
+MOST_POINTS = 1000  # of a curve; a screen shows no more, and a page with every step of a long run is slow
 
 
 def learning_curves(metrics: Iterable[Mapping[str, Any]], *, stages: Sequence[str] | None = None) -> Figure:
@@ -94,9 +97,10 @@ def _losses(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str) -> Non
   steps, values = series(metrics, stage, "loss")
   if len(values):
     smooth = _smooth(values)
+    thin = slice(None, None, -(-len(values) // MOST_POINTS))
     if smooth is not values:
-      axis.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth, color=COLOURS[0], linewidth=1.6, label="train")
+      axis.plot(steps[thin], values[thin], color=COLOURS[0], alpha=0.25, linewidth=0.8)
+    axis.plot(steps[thin], smooth[thin], color=COLOURS[0], linewidth=1.6, label="train")
   names = dict.fromkeys(k for m in metrics if m["stage"] == stage for k in m if _is_loss(k))
   for colour, name in zip(COLOURS[1:], names, strict=False):
     where = name.removeprefix("eval/").removesuffix("loss").strip("/")
@@ -139,7 +143,7 @@ def _is_loss(name: str) -> bool:
 
 
 def _smooth(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
-  """Mean of a window of a thirtieth of the curve, centred so that it does not lag; short ones stay as they are."""
+  """Mean of a window of a thirtieth of the curve, centred so that it does not lag; short ones stay."""
   if len(values) < 40:
     return values
   window = np.ones(2 * max(len(values) // 60, 2) + 1)
@@ -149,6 +153,7 @@ def _smooth(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
 def _grid(axis: Axes) -> None:
   axis.grid(axis="y")
   axis.spines["left"].set_visible(False)
+  axis.set_xlim(left=0)
   axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
   axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
@@ -160,8 +165,8 @@ def routing_heat_map(
 ) -> Figure:
   """How much of each skill every task uses: a row a task, a column a skill, a panel a split (MHR).
 
-  Rows are in the order of `task_order`, with a gap between categories. With more than 60 tasks only the
-  categories are named.
+  Rows are in the order of `task_order`, with a gap between categories. With more than 60 tasks only
+  categories are named, those whose band is as high as a name.
 
   Args:
     weights: routing weights, not negative, after normalisation.
@@ -188,7 +193,9 @@ def routing_heat_map(
     axes = figure.subplots(1, splits, squeeze=False, sharey=True)[0]
     highest = float(np.nanmax(panels, initial=1e-6))
     for split, axis in enumerate(axes):
-      mesh = axis.pcolormesh(panels[order, split], cmap="viridis", vmin=0, vmax=highest)
+      mesh = axis.pcolormesh(
+        panels[order, split], cmap="viridis", vmin=0, vmax=highest, rasterized=not legible
+      )
       # Cells apart from each other, categories further apart: the paper shows between them.
       if legible:
         axis.hlines(range(1, len(tasks)), 0, skills, color=PAPER, linewidth=0.8)
@@ -206,9 +213,12 @@ def routing_heat_map(
     for start, stop in zip(starts, [*starts[1:], len(tasks)], strict=True):
       x = skills + 0.25 * skills * splits / 8
       axes[-1].plot([x - 0.1] * 2, [start + 0.2, stop - 0.2], color=MUTED, linewidth=1, clip_on=False)
-      axes[-1].text(x + 0.15, (start + stop) / 2, groups[start], va="center", color=MUTED, fontsize=8)
+      if (stop - start) * height / len(tasks) > 0.13:  # inches; a name needs as much
+        axes[-1].text(x + 0.15, (start + stop) / 2, groups[start], va="center", color=MUTED, fontsize=8)
     axes[-1].set_xlim(0, skills)
-    bar = figure.colorbar(mesh, ax=axes, location="bottom", shrink=0.6, aspect=40, pad=0.02)
+    bar = figure.colorbar(
+      mesh, ax=axes, location="bottom", shrink=1 if splits == 1 else 0.6, aspect=30, pad=0.02
+    )
     bar.outline.set_visible(False)
     bar.set_label("routing weight")
     bar.ax.axvline(1 / skills, color=PAPER, linewidth=1.5)
@@ -265,7 +275,7 @@ def exact_match_bars(
   ]
   columns = list(dict.fromkeys(method for scores in tables for method in scores.methods))
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(6.6, sum(heights) + 0.9 * max(len(tables), 1)))
+    figure = Figure(figsize=(5.4, sum(heights) + 0.9 * max(len(tables), 1)))
     if not tables:
       return figure
     axes = figure.subplots(len(tables), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -285,10 +295,16 @@ def exact_match_bars(
       axis.set_xlim(0, 100)
       axis.grid(axis="x")
       axis.spines[:].set_visible(False)
-      if len(tables) > 1:
-        axis.set_title(split_name(scores.split), pad=22)
       axis.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=6, handlelength=1, borderaxespad=0.1, columnspacing=1.2
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=max(1, min(len(scores.methods), 270 // (5 * max(map(len, scores.methods)) + 20))),
+        handlelength=1,
+        borderaxespad=0.1,
+        columnspacing=1.2,
+        title=split_name(scores.split) if len(tables) > 1 else None,
+        title_fontproperties={"weight": "bold", "size": 10},
+        alignment="left",
       )
     axes[-1].set_xlabel(f"{metric_name(metric)} (%)")
   return figure
@@ -318,6 +334,7 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
       buffer,
       format="svg",
       transparent=True,
+      dpi=160,  # of what is rasterised: maps of very many tasks
       metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
     )
   svg = buffer.getvalue()
@@ -328,7 +345,7 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
   svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
   for colour, variable in THEME.items():
     svg = svg.replace(colour, variable)
-  return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+  return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
 def _short(name: str) -> str:

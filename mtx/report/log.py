@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,7 +41,7 @@ class RunLog:
     self.events = Path(run_dir) / "events" / stage
     self.stage = stage
     self._file: Any = None
-    self._writer: SummaryWriter | None = None
+    self._writer: Any = None
 
   def resume(self, step: int) -> None:
     """Forgets what this stage logged after `step`: the run goes on from a checkpoint of that step.
@@ -217,14 +216,13 @@ def _numbers(row: Mapping[str, Any]) -> dict:
 
 def replace(path: Path, text: str) -> None:
   """Writes a file so that a reader, or a crash, meets the old one or the new one."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8") as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the run from a reader with another account
     os.replace(temporary, path)
   except BaseException:
-    Path(temporary).unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
     raise

@@ -68,20 +68,20 @@ def write_page(
   tables = tabulate(rows, methods=methods, spread=spread)
   stages = list(dict.fromkeys(line["stage"] for line in metrics))
   cells = [cell for scores in tables for line in scores.lines for cell in line.cells if cell]
-  environment_of = jinja2.Environment(
+  templates = jinja2.Environment(
     loader=jinja2.PackageLoader("mtx.report"),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment_of.filters |= {
+  templates.filters |= {
     "share": share,
     "rate": learning_rate,
     "metric": metric_name,
     "split": split_name,
   }
-  html = environment_of.get_template("page.html").render(
+  page = templates.get_template("page.html").render(
     title=title,
     headlines=_headlines(tables, metrics, trainable or {}),
     tables=tables,
@@ -110,7 +110,7 @@ def write_page(
   )
   path = Path(run_dir) / PAGE
   path.parent.mkdir(parents=True, exist_ok=True)
-  replace(path, html)
+  replace(path, page)
   return path
 
 
@@ -121,14 +121,16 @@ def _headlines(
 ) -> list[Headline]:
   lines = []
   for scores in sorted(tables, key=lambda scores: scores.split != "heldout"):
-    cells = scores.overall.cells
-    best = max(range(len(cells)), key=lambda i: cells[i].mean if cells[i] else -1)
-    detail = scores.methods[best]
-    if len(cells) > 1:
+    named = [
+      (method, cell) for method, cell in zip(scores.methods, scores.overall.cells, strict=True) if cell
+    ]
+    method, best = max(named, key=lambda pair: pair[1].mean)
+    detail = method
+    if len(named) > 1:
       # Chosen on the very tasks it is reported on: said, so that nobody takes it for a fair pick.
-      detail += f", best of {len(cells)}"
-      detail += f"; {scores.methods[0]} {cells[0]}" if best else ""
-    lines.append(Headline(f"{scores.title}, mean of {scores.tasks}", str(cells[best]), detail))
+      detail += f", best of {len(named)}"
+      detail += "" if method == named[0][0] else f"; {named[0][0]} {named[0][1]}"
+    lines.append(Headline(f"{scores.title}, mean of {scores.tasks}", str(best), detail))
   if trainable:
     stage, (groups, frozen) = list(trainable.items())[-1]
     count = sum(group[1] for group in groups)
@@ -139,20 +141,27 @@ def _headlines(
     stages = [_stage(metrics, stage) for stage in dict.fromkeys(line["stage"] for line in metrics)]
     steps = sum(stage["steps"] for stage in stages)
     seconds = sum(stage["seconds"] for stage in stages)
-    lines.append(Headline("training time", duration(seconds), f"{steps:,} steps in {len(stages)} stages"))
+    lines.append(
+      Headline(
+        "training time",
+        duration(seconds),
+        f"{steps:,} steps, {len(stages)} " + ("stages" if len(stages) > 1 else "stage"),
+      )
+    )
   return lines
 
 
 def _stage(metrics: Sequence[Mapping[str, Any]], stage: str) -> dict[str, Any]:
   lines = [line for line in metrics if line["stage"] == stage]
+  seconds = max(line["time"] for line in lines) - min(line["time"] for line in lines)
   _, losses = figures.series(lines, stage, "loss")
   _, speeds = figures.series(lines, stage, "tokens_per_second")
   _, mfus = figures.series(lines, stage, "mfu")
   return {
     "name": stage,
     "steps": max(line["step"] for line in lines),
-    "seconds": max(line["time"] for line in lines) - min(line["time"] for line in lines),
-    "time": duration(max(line["time"] for line in lines) - min(line["time"] for line in lines)),
+    "seconds": seconds,
+    "time": duration(seconds),
     "loss": f"{losses[0]:.3f} → {losses[-1]:.3f}" if len(losses) else "-",
     "speed": quantity(float(np.median(speeds))) if len(speeds) else "-",
     "mfu": f"{100 * float(np.median(mfus)):.1f}%" if len(mfus) else "-",

@@ -79,7 +79,7 @@ class ParameterGroup(NamedTuple):
   """Parameters that one optimizer rule trains; `learning_rate` is the peak, or the schedule in words."""
 
   pattern: str
-  count: int
+  parameters: int
   learning_rate: float | str
 
 
@@ -182,12 +182,12 @@ def result_table(
 
 def _table(scores: Scores, summary: bool) -> Table:
   table = Table(
-    title=scores.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    title=Text(scores.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
   )
-  table.add_column("category" if summary else "task", no_wrap=True, overflow="ellipsis")
+  table.add_column("category" if summary else "task", overflow="fold")
   table.add_column("n", justify="right", style="dim")
   for method in scores.methods:
-    table.add_column(method, justify="right", no_wrap=True)
+    table.add_column(Text(method), justify="right", no_wrap=True)
   for line in scores.lines:
     if summary and line.kind == "task":
       continue
@@ -200,7 +200,7 @@ def _table(scores: Scores, summary: bool) -> Table:
     # Straight above its tasks, a category's count of tasks would be read as examples.
     count = f"{line.count:,}" if summary or line.kind == "task" else ""
     name = f"  {line.name}" if line.kind == "task" else line.name
-    table.add_row(name, count, *cells, style={"category": "cyan", "overall": "bold"}.get(line.kind, ""))
+    table.add_row(Text(name), count, *cells, style={"category": "cyan", "overall": "bold"}.get(line.kind, ""))
   notes = [f"{scores.tasks} tasks"]
   if any(cell and cell.spread is not None for line in scores.lines for cell in line.cells):
     notes.append("± is between seeds")
@@ -216,11 +216,13 @@ def trainable_table(
   """What the optimizer will change, rule by rule, and how much it leaves alone.
 
   Args:
-    groups: (pattern, count, learning rate) in the order of the rules.
+    groups: (pattern, parameters, learning rate) in the order of the rules.
     frozen: parameters that no rule selects.
   """
   trained = sum(group[1] for group in groups)
-  table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+  table = Table(
+    title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+  )
   table.add_column("pattern", overflow="fold")
   table.add_column("parameters", justify="right", no_wrap=True)
   table.add_column("share", justify="right", no_wrap=True)

@@ -1,8 +1,8 @@
-"""The skills and tasks of the procedural family, in plain Python: what each task computes and where its inputs come from.
+"""The skills and tasks of the procedural family, in plain Python: what a task computes, what its inputs are.
 
-A skill is a pure function from tokens to tokens. A task is a domain and one or two skills applied in order, so the
-exact answer to every input is known. Held-out tasks recombine skills that all occur in training tasks, as the
-compositional splits of Lake & Baroni 2018 (arXiv 1711.00350) do.
+A skill is a pure function from tokens to tokens. A task is a domain and one or two skills applied in order,
+so the exact answer to every input is known. Held-out tasks recombine skills that all occur in training tasks,
+as the compositional splits of Lake & Baroni 2018 (arXiv 1711.00350) do.
 """
 
 import hashlib
@@ -132,8 +132,8 @@ def find(tokens: Tokens) -> Tokens:
 SKILLS: dict[str, Callable[[Tokens], Tokens]] = {
   skill.__name__: skill
   for skill in (
-    reverse, sort, first, last, rest, swap, rotate, double, unique, largest, smallest, count, successor, evens,
-    upper, vowels, increment, parity, complement, larger, smaller, keys, values, find,
+    reverse, sort, first, last, rest, swap, rotate, double, unique, largest, smallest, count, successor,
+    evens, upper, vowels, increment, parity, complement, larger, smaller, keys, values, find,
   )
 }  # fmt: skip
 
@@ -204,10 +204,12 @@ def _tasks(category: str, split: str, rows: str) -> dict[str, Procedure]:
 
 TASKS: dict[str, Procedure] = {
   **_tasks("list", "train", """
-    list: reverse, sort, first, last, rest, swap, rotate, double, unique, largest, smallest, count, successor, evens
+    list: reverse, sort, first, last, rest, swap, rotate, double, unique, largest, smallest, count
+    list: successor, evens
     list: sort>reverse, reverse>successor, rest>reverse, largest>successor, unique>count"""),
   **_tasks("string", "train", """
-    word: reverse, upper, vowels, swap, rotate, successor, first>upper, reverse>upper, sort>upper, vowels>count"""),
+    word: reverse, upper, vowels, swap, rotate, successor
+    word: first>upper, reverse>upper, sort>upper, vowels>count"""),
   **_tasks("number", "train", """
     number: increment, parity, complement
     numbers: larger, smaller, larger>reverse"""),
@@ -221,14 +223,18 @@ TASKS: dict[str, Procedure] = {
 }  # fmt: skip
 
 
+class TooFewInputs(Exception):
+  """A domain has fewer distinct inputs than were asked for."""
+
+
 def draw(name: str, counts: dict[str, int], seed: int) -> Iterator[tuple[str, Tokens, Tokens]]:
   """Yields (split, input, target), no input twice.
 
-  Splits are drawn in the order of `counts`: put the ones that must not move when a later count changes first. The
-  stream depends on `name` and `seed` only, and is the same in every process.
+  Splits are drawn in the order of `counts`: put the ones that must not move when a later count changes first.
+  The stream depends on `name` and `seed` only, and is the same in every process.
 
   Raises:
-    LookupError: the domain has too few inputs; its argument is how many there were.
+    TooFewInputs: its argument is how many there were.
   """
   task = TASKS[name]
   random = Random(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()))
@@ -243,4 +249,4 @@ def draw(name: str, counts: dict[str, int], seed: int) -> Iterator[tuple[str, To
         seen.add(tuple(tokens))
         yield split, tokens, target
       elif tries > 1000 + 50 * size:
-        raise LookupError(len(seen))
+        raise TooFewInputs(len(seen))

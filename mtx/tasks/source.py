@@ -1,30 +1,40 @@
 """What every provider of tasks returns: names in SeqIO's registries, and what mtx must know beside them.
 
-A provider is one file in `mtx/tasks` with one `@gin.configurable` function that registers SeqIO Tasks and Mixtures
-and returns a `Source`. SeqIO brings TensorFlow, so this module is also the one place that quietens it.
+A provider is one file in `mtx/tasks` with one `@gin.configurable` function that registers SeqIO Tasks and
+Mixtures and returns a `Source`. SeqIO brings TensorFlow, so this module is also the one place that quietens
+it.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-# Before TensorFlow is imported: its start-up lines would bury mtx's own. It only tokenises here, and must leave
-# the accelerators' memory to JAX, so `hide_accelerators` below takes them away from it.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import seqio
-import tensorflow as tf
-
-
-def hide_accelerators() -> None:
-  """Keeps TensorFlow off GPUs. Does nothing when TensorFlow has already taken one."""
+@contextlib.contextmanager
+def _native_silence() -> Iterator[None]:
+  """Drops what C++ writes to stderr: TensorFlow's first lines come before any log level holds."""
+  sys.stderr.flush()
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
   try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with _native_silence():
+  import seqio
+  import tensorflow as tf
+
+  # It only tokenises here, and must leave the accelerators' memory to JAX. It can not be told so any more
+  # when the program around mtx has used TensorFlow already.
+  with contextlib.suppress(RuntimeError):
     tf.config.set_visible_devices([], "GPU")
-  except RuntimeError:  # devices already initialised by the host program
-    pass
-
-
-hide_accelerators()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ def sentencepiece(path: str | Path) -> seqio.SentencePieceVocabulary:
   """
   path = Path(path).expanduser()
   if not path.is_file():
-    raise UserError(f"vocabulary file {path} is not there", hint="give the path of a SentencePiece .model file")
+    raise UserError(
+      f"vocabulary file {path} is not there", hint="give the path of a SentencePiece .model file"
+    )
   try:
     pieces = spm.SentencePieceProcessor(model_file=str(path))
   except (RuntimeError, OSError) as error:
@@ -45,10 +47,11 @@ def trained(
 
   Args:
     texts: what to learn from, in an order that does not change between runs.
-    size: number of ids, pad 0, eos 1 and unk 2 included. A "word" vocabulary is smaller when there are fewer words.
+    size: number of ids, pad 0, eos 1 and unk 2 included. A "word" vocabulary is smaller when there are fewer
+      words.
     model_type: "unigram", or "word": one id for every word between white space.
-    dir: where models are kept under a hash of texts, size and type; default `vocabularies` in $MTX_CACHE, which
-      is ~/.cache/mtx unless set.
+    dir: where models are kept under a hash of texts, size and type; default `vocabularies` in $MTX_CACHE,
+      which is ~/.cache/mtx unless set.
 
   Raises:
     UserError: an unknown type, no text, or less text than `size` pieces need.
@@ -57,7 +60,9 @@ def trained(
     raise UserError(f"vocabulary type {model_type!r} is not known", hint=f"types: {', '.join(MODEL_TYPES)}")
   sentences = list(_sentences(texts))
   if not sentences:
-    raise UserError("there is no text to train a vocabulary on", hint="give the path of a trained .model file")
+    raise UserError(
+      "there is no text to train a vocabulary on", hint="give the path of a trained .model file"
+    )
   key = json.dumps([spm.__version__, size, model_type]) + "\n".join(sentences)
   name = f"{model_type}-{size}-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.model"
   folder = Path(dir or Path(os.environ.get("MTX_CACHE", "~/.cache/mtx")) / "vocabularies").expanduser()

@@ -1,0 +1,121 @@
+"""What all stages of a run share, and what one stage hands to the next."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from mtx.data.cache import CachedMixture
+from mtx.models.build import build
+from mtx.training.parameters import Blueprint, Params, blueprint
+
+Row = dict[str, Any]
+
+
+class Reporter(Protocol):
+  """Where a run says what it does; `mtx.report.reporter` implements it."""
+
+  def progress(self, stage: str, total: int, start: int) -> AbstractContextManager[Any]: ...
+  def log(self, stage: str) -> Any: ...
+  def note(self, text: str) -> None: ...
+  def trainable(self, stage: str, groups: Sequence[tuple[str, int, float]], frozen: int) -> None: ...
+  def rows(self, rows: Sequence[Row]) -> None: ...
+  def saved_rows(self, stage: str) -> list[Row]: ...
+
+
+@dataclass(frozen=True)
+class Carried:
+  """A model with parameters.
+
+  Attributes:
+    model, params: all parameters, trainable and frozen.
+    adapter: how adapters were injected, `adapter(model, tasks, rngs)`; None without.
+    tasks: names in the order of router rows.
+    trained: updates have been made.
+  """
+
+  model: Blueprint
+  params: Params
+  adapter: Callable | None
+  tasks: tuple[str, ...]
+  trained: bool
+
+
+# (session, carried, stage name, step, quick) -> rows; quick = a sample, for use during training.
+Evaluate = Callable[["Session", Carried, str, int, bool], list[Row]]
+
+
+@dataclass(frozen=True)
+class Session:
+  """Attributes:
+  run_dir: everything the run writes lies under it.
+  config: sizes of the model, with `vocab_size`.
+  mixture: "train", "heldout" or the name of a mixture -> its cache.
+  inputs_length, targets_length: most tokens of an example, EOS included.
+  evaluate_every, save_every: steps; 0 = only at the end of a stage.
+  gin: the operative config so far.
+  """
+
+  run_dir: Path
+  config: ConfigDict
+  mesh: Mesh
+  seed: int
+  mixture: Callable[[str], CachedMixture]
+  inputs_length: int
+  targets_length: int
+  evaluate_every: int
+  save_every: int
+  evaluate: Evaluate
+  reporter: Reporter
+  gin: Callable[[], str]
+
+  def key(self, *names: str | int) -> PRNGKeyArray:
+    """A key of the run's seed for one purpose: equal names, equal key, whatever else a run does."""
+    key = jax.random.key(self.seed)
+    for name in names:
+      key = jax.random.fold_in(key, name if isinstance(name, int) else _number(name))
+    return key
+
+  def blueprint(self, adapter: Callable | None, tasks: int) -> Blueprint:
+    """The run's model, with adapters that tell `tasks` tasks apart."""
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+      model = build(self.config, rngs=rngs)
+      if adapter is not None:
+        adapter(model, tasks, rngs)
+      return model
+
+    return blueprint(make)
+
+  def folder(self, stage: str) -> Path:
+    return self.run_dir / stage
+
+
+def _number(name: str) -> int:
+  # Python's hash of a string changes from process to process.
+  return int.from_bytes(name.encode(), "little") % (2**31 - 1)
+
+
+def rerouted(
+  params: Mapping[str, jax.Array], source: Blueprint, target: Blueprint, route: Callable, key: PRNGKeyArray
+) -> Params:
+  """Parameters of `source` for `target`, the same model with another number of tasks.
+
+  Every array with a task axis is replaced by `route(array, tasks, key)`; the rest is carried as it is.
+  """
+  moved = {}
+  for i, path in enumerate(sorted(target.shapes)):
+    if "task" in target.axes[path]:
+      axis = len(target.shapes[path].shape) - len(target.axes[path]) + target.axes[path].index("task")
+      tasks = target.shapes[path].shape[axis]
+      moved[path] = route(params[path], tasks, jax.random.fold_in(key, i))
+    else:
+      moved[path] = params[path]
+  return moved
