@@ -13,9 +13,13 @@ class UserError(Exception):
   """
 
   def __init__(self, message: str, *, hint: str = ""):
-    super().__init__(f"{message}\n  {hint}" if hint else message)
-    self.message = message
-    self.hint = hint
+    self.message, self.hint = message, hint
+    super().__init__(self.text)
+
+  @property
+  def text(self) -> str:
+    """Message and hint. Unlike `str`, free of what gin adds about the configurables that were being called."""
+    return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
 def did_you_mean(name: str, choices: Iterable[str], *, limit: int = 3) -> str:

@@ -1,16 +1,33 @@
 """The command line: parse gin, build, call one function."""
 
 import argparse
+import importlib
+import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gin
+import jax
 
 from mtx import ginfile
+from mtx.adapters.routes import routing
+from mtx.check import check, versions
+from mtx.data.cache import open_mixture
 from mtx.errors import UserError, did_you_mean
+from mtx.eval.evaluate import Evaluation
+from mtx.models.sizes import model_config
+from mtx.parallel.mesh import make_mesh
+from mtx.report.log import read_metrics, read_results, replace
+from mtx.report.page import write_page
+from mtx.report.reporter import Reporter
+from mtx.report.table import result_table
+from mtx.training.loop import Preempted
+from mtx.training.session import Session
 
+CONFIGURABLES = ("adapters.lora", "adapters.poly", "adapters.site", "eval.fewshot", "merge.average", "training.stage")
 PROVIDERS = ("procedural", "superni", "registered")
 COMMANDS = {
   "train": "run the stages of a gin file; the same command goes on where it was stopped",
@@ -33,8 +50,8 @@ def train(
   """Runs all stages and writes the report.
 
   Args:
-    source: a provider of tasks (`@superni`, `@procedural`, `@registered`), called to register them; where SeqIO is
-      not installed the caches that were built elsewhere are used.
+    source: a provider of tasks: `@superni`, `@procedural`, `@registered`; or the name of one whose tasks are in the
+      cache already, which needs no SeqIO (where it is not installed, `@superni` means just that).
     stages: in order, each `@NAME/stage()` or `@fewshot()`; each gets the model of the one before.
     run_dir: checkpoints, logs, results and report.html; a run that was stopped goes on from what is there.
     cache_dir: tokenised tasks, shared by all runs.
@@ -45,21 +62,21 @@ def train(
   Returns:
     The path of report.html.
   """
-  from mtx.eval.evaluate import Evaluation
-  from mtx.models.sizes import model_config
-  from mtx.parallel.mesh import make_mesh
-  from mtx.report.reporter import Reporter
-  from mtx.training.session import Session
-
   names = [s.name for s in stages]
   if len(set(names)) < len(names):
     raise UserError(f"binding `train.stages`: two stages are called {max(names, key=names.count)!r}.")
   folder = Path(run_dir)
-  folder.mkdir(parents=True, exist_ok=True)
   reporter = Reporter(folder)
+  evaluation = Evaluation()
+  open_mixture = Mixtures(source, cache_dir, reporter)
+  for stage in stages:
+    open_mixture.check(stage.mixture, f"{stage.name}/stage.mixture")
+  for name in evaluation.mixtures:
+    open_mixture.check(name, "evaluation.mixtures")
+  # Only now JAX starts: whatever is misspelt has been said.
   mesh = make_mesh()
   config = model_config()
-  open_mixture = Mixtures(source, cache_dir, reporter)
+  folder.mkdir(parents=True, exist_ok=True)
   config.vocab_size = _padded(open_mixture("train").vocabulary.size)
   session = Session(
     run_dir=folder,
@@ -71,7 +88,7 @@ def train(
     targets_length=targets_length,
     evaluate_every=evaluate_every,
     save_every=save_every,
-    evaluate=Evaluation(),
+    evaluate=evaluation,
     reporter=reporter,
     gin=ginfile.operative,
   )
@@ -86,23 +103,46 @@ class Mixtures:
   """Opens caches by name, building what is stale if a provider is there."""
 
   def __init__(self, source, cache_dir: str, reporter):
-    self._cache_dir, self._note, self._open = cache_dir, reporter.note, {}
-    self._source = source() if callable(source) else source
+    source = source() if callable(source) else source
+    if source is None:
+      raise UserError("binding `train.source` is missing.", hint="for example `train.source = @procedural`")
+    self._cache, self._note, self._open = Path(cache_dir), reporter.note, {}
+    record = self._cache / "sources" / f"{source if isinstance(source, str) else source.name}.json"
+    self._source = None if isinstance(source, str) else source
+    if self._source is None:
+      if not record.is_file():
+        known = [p.stem for p in record.parent.glob("*.json")]
+        raise UserError(f"source {source!r} is not in the cache {cache_dir}.", hint=did_you_mean(source, known))
+      self._names = json.loads(record.read_text(encoding="utf-8"))
+    else:
+      self._names = {"train": source.train, "heldout": source.heldout}
+      record.parent.mkdir(parents=True, exist_ok=True)
+      replace(record, json.dumps(self._names))
+
+  def check(self, name: str, binding: str) -> None:
+    """Raises UserError unless `name` can be opened; says where it was written."""
+    if self._source is None:
+      known = {p.stem for p in self._cache.glob("*.json")}
+    else:
+      from mtx.data.build import registered  # brings SeqIO
+
+      known = registered()
+    if name not in self._names and name not in known:
+      hint = did_you_mean(name, {*self._names, *known})
+      raise UserError(f"binding `{binding}` at {ginfile.where(binding)}: no task or mixture {name!r}.", hint=hint)
 
   def __call__(self, name: str):
-    if name not in self._open:
-      self._open[name] = self._load(name)
-    return self._open[name]
+    full = self._names.get(name, name)
+    if full not in self._open:
+      self._open[full] = self._load(full)
+    return self._open[full]
 
   def _load(self, name: str):
     if self._source is None:
-      from mtx.data.cache import open_mixture
+      return open_mixture(self._cache, name)
+    from mtx.data.build import build_mixture  # brings SeqIO
 
-      return open_mixture(self._cache_dir, name)
-    from mtx.data.build import build_mixture
-
-    full = {"train": self._source.train, "heldout": self._source.heldout}.get(name, name)
-    return build_mixture(self._source, full, self._cache_dir, log=self._note)
+    return build_mixture(self._source, name, self._cache, log=self._note)
 
 
 def _padded(size: int, multiple: int = 128) -> int:
@@ -112,14 +152,6 @@ def _padded(size: int, multiple: int = 128) -> int:
 
 def report(session, carried) -> Path:
   """Prints the final table and writes the HTML page."""
-  import jax
-
-  from mtx.adapters.routes import routing
-  from mtx.check import versions
-  from mtx.report.log import read_metrics, read_results
-  from mtx.report.page import write_page
-  from mtx.report.table import result_table
-
   rows = read_results(session.run_dir)
   weights = routing(carried.params, carried.model.axes)
   routes = None
@@ -161,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UserError as error:
     if arguments.debug:
       raise
-    print(f"mtx: {error}", file=sys.stderr)
+    print(f"mtx: {error.text}", file=sys.stderr)
     return 2
 
 
@@ -172,15 +204,11 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
       raise UserError(f"argument {word!r} is not known.", hint="bindings are written --gin.NAME=VALUE")
     bindings.append(word.removeprefix("--gin."))
   if arguments.command == "check":
-    from mtx.check import check
-
     return check()
   if not arguments.gin_file:
     raise UserError(f"`mtx {arguments.command}` needs a gin file.", hint="--gin_file=configs/run/quickstart.gin")
   register()
   ginfile.load(arguments.gin_file, bindings)
-  from mtx.training.loop import Preempted
-
   try:
     train()
   except Preempted as stopped:
@@ -191,16 +219,18 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def register() -> None:
   """Imports every module whose configurables a gin file may name."""
-  import importlib
-
-  for name in ("adapters.site", "adapters.lora", "adapters.poly", "eval.evaluate", "eval.fewshot", "merge.average",
-               "models.sizes", "parallel.mesh", "training.stage"):
+  for name in CONFIGURABLES:
     importlib.import_module(f"mtx.{name}")
-  from importlib.util import find_spec
-
-  if find_spec("seqio"):
-    for name in PROVIDERS:
+  for name in PROVIDERS:
+    if find_spec("seqio"):
       importlib.import_module(f"mtx.tasks.{name}")
+    else:
+      gin.external_configurable(_cached(name), name)
+
+
+def _cached(name: str):
+  """Stands in for a provider where SeqIO is not installed: takes its bindings, names its caches."""
+  return lambda **_: name
 
 
 if __name__ == "__main__":

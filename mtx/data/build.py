@@ -38,6 +38,11 @@ from mtx.errors import UserError, did_you_mean
 from mtx.tasks.source import Source, seqio, tf
 
 
+def registered() -> set[str]:
+  """Names of every SeqIO Task and Mixture that is registered."""
+  return {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+
+
 def build_mixture(
   source: Source, mixture_name: str, cache_dir: str | Path, *, log: Callable[[str], Any] = print
 ) -> CachedMixture:
@@ -54,9 +59,10 @@ def build_mixture(
       a rate that SeqIO can not compute, a task whose examples lack `inputs`/`targets` token ids.
   """
   root = Path(cache_dir)
-  names = sorted({*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()})
-  if mixture_name not in names:
-    raise UserError(f"mixture {mixture_name!r} is not registered", hint=did_you_mean(mixture_name, names))
+  if mixture_name not in registered():
+    raise UserError(
+      f"mixture {mixture_name!r} is not registered", hint=did_you_mean(mixture_name, registered())
+    )
   provider = seqio.get_mixture_or_task(mixture_name)
   tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
   tasks.sort(key=lambda task: task.name)

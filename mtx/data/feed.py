@@ -20,7 +20,7 @@ from mtx.data import convert
 from mtx.data import pack as packing
 from mtx.data.cache import CachedMixture, CachedSplit, CachedTask, Example, digest
 from mtx.data.convert import Arrays
-from mtx.data.mix import READ, Selection, mixed_examples, mixed_rows, task_seed, task_stream
+from mtx.data.mix import READ, mixed_examples, mixed_rows, task_seed, task_stream
 from mtx.errors import UserError, did_you_mean
 
 ROWS = ("mixed", "task")
@@ -130,10 +130,11 @@ def feed(
   streams, rates, sizes, counts = [], [], [], {}
   for index, (task, rate) in enumerate(zip(mixture.tasks, mixture.rates, strict=True)):
     if rate > 0:
-      selection, counts[task.name] = _within(task, _split(task, split), limits, overlong)
-      streams.append(task_stream(selection, task.name, seed, functools.partial(make, task=index)))
+      examples = _split(task, split)
+      kept, counts[task.name] = _within(task, examples, limits, overlong)
+      streams.append(task_stream(examples, kept, task.name, seed, functools.partial(make, task=index)))
       rates.append(rate)
-      sizes.append(_sizes(selection, architecture, limits))
+      sizes.append(_sizes(examples.lengths[kept], architecture, limits))
 
   lengths = convert.row_lengths(architecture, inputs_length, targets_length)
   bins = packing.open_rows(lengths, *((1, max(256, batch)) if rows == "mixed" else (len(streams), 16)))
@@ -232,8 +233,8 @@ def _split(task: CachedTask, split: str) -> CachedSplit:
 
 def _within(
   task: CachedTask, examples: CachedSplit, limits: np.ndarray, overlong: str
-) -> tuple[Selection, int]:
-  """The examples that will be drawn, and how many of the task's are over `limits`."""
+) -> tuple[np.ndarray, int]:
+  """Indices of the examples that will be drawn, and how many of the task's are over `limits`."""
   over = (examples.lengths > limits).any(axis=1)
   count = int(over.sum())
   indices = np.arange(len(examples))
@@ -252,10 +253,10 @@ def _within(
         f"task {task.name!r}: all {count} examples are over {limits[0]} input or {limits[1]} target tokens",
         hint='raise train.inputs_length or train.targets_length, or set feed.overlong = "truncate"',
       )
-  return Selection(examples, indices), count
+  return indices, count
 
 
-def _sizes(selection: Selection, architecture: str, limits: np.ndarray) -> np.ndarray:
+def _sizes(lengths: np.ndarray, architecture: str, limits: np.ndarray) -> np.ndarray:
   """Tokens that each example takes of a row, for every array that fills up."""
-  sizes = np.minimum(selection.split.lengths[selection.indices], limits)
+  sizes = np.minimum(lengths, limits)
   return sizes if architecture == "encdec" else sizes.sum(axis=1, keepdims=True)

@@ -25,7 +25,7 @@ class Decoder(nnx.Module):
     ctx = context(batch, "decoder", key, step)
     prefix = batch["decoder_causal_attention"] > 0 if self.config.architecture == "prefix" else None
     mask = Mask(ctx.segment_ids, ctx.segment_ids, prefix=prefix, causal=True)
-    x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"]), ctx, mask)
+    x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"], ctx.positions), ctx, mask)
     return Outputs(self.head.logits(x, ctx))
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], dict]:
@@ -40,19 +40,26 @@ class Decoder(nnx.Module):
     prefix = None
     if self.config.architecture == "prefix":
       prefix = room(prompts["decoder_causal_attention"] > 0, False)
-    x = self.head.embed(prompts["decoder_input_tokens"])
+    x = self.head.embed(prompts["decoder_input_tokens"], ctx.positions)
     layers = {"self": self.decoder.empty_cache(self.config, batch, prompt + length, x.dtype)}
     mask = Mask(ctx.segment_ids, segments, prefix=prefix, causal=True)
     x, layers = self.decoder(x, ctx, mask, cache=layers, index=0)
-    cache = {"layers": layers, "segments": segments, "task_ids": prompts["task_ids"]}
-    cache["index"] = jnp.asarray(prompt, jnp.int32)
+    cache = {
+      "layers": layers,
+      "segments": segments,
+      "task_ids": prompts["task_ids"],
+      "index": jnp.asarray(prompt, jnp.int32),
+      "positions": ctx.positions[:, -1] + 1,
+    }
     return self.head.logits(x[:, -1:], ctx)[:, 0], cache
 
   def decode_step(self, tokens: Int[Array, "batch"], cache: dict) -> tuple[Float[Array, "batch vocab"], dict]:
     """Logits after one more token in every row, and the cache that holds it."""
     index = cache["index"]
     one = jnp.ones((tokens.shape[0], 1), jnp.int32)
-    ctx = Context(cache["task_ids"], segment_ids=one, positions=one * index)
+    ctx = Context(cache["task_ids"], segment_ids=one, positions=cache["positions"][:, None])
     mask = Mask(one, cache["segments"], offset=index, causal=True)
-    x, layers = self.decoder(self.head.embed(tokens[:, None]), ctx, mask, cache=cache["layers"], index=index)
-    return self.head.logits(x, ctx)[:, 0], {**cache, "layers": layers, "index": index + 1}
+    x = self.head.embed(tokens[:, None], ctx.positions)
+    x, layers = self.decoder(x, ctx, mask, cache=cache["layers"], index=index)
+    step = {"layers": layers, "index": index + 1, "positions": cache["positions"] + 1}
+    return self.head.logits(x, ctx)[:, 0], {**cache, **step}

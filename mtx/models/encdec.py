@@ -22,7 +22,7 @@ class EncoderDecoder(nnx.Module):
     self.config = config.copy_and_resolve_references().lock() if not config.is_locked else config
 
   def encode(self, batch: dict[str, Array], ctx: Context) -> Float[Array, "batch length d_model"]:
-    x = self.head.embed(batch["encoder_input_tokens"])
+    x = self.head.embed(batch["encoder_input_tokens"], ctx.positions)
     return self.encoder(x, ctx, Mask(ctx.segment_ids, ctx.segment_ids))[0]
 
   def __call__(self, batch: dict[str, Array], *, key: PRNGKeyArray | None = None, step=0) -> Outputs:
@@ -31,7 +31,7 @@ class EncoderDecoder(nnx.Module):
     encoded = self.encode(batch, ctx.fold(0))
     out = context(batch, "decoder", key, step).fold(1)
     source = (encoded, ctx.with_key(None), Mask(out.segment_ids, ctx.segment_ids))
-    x = self.head.embed(batch["decoder_input_tokens"])
+    x = self.head.embed(batch["decoder_input_tokens"], out.positions)
     x, _ = self.decoder(x, out, Mask(out.segment_ids, out.segment_ids, causal=True), source=source)
     return Outputs(self.head.logits(x, out))
 
@@ -59,7 +59,6 @@ class EncoderDecoder(nnx.Module):
     ctx = Context(cache["task_ids"], segment_ids=one, positions=one * index)
     mask = Mask(one, jnp.ones((tokens.shape[0], length), jnp.int32), offset=index, causal=True)
     source = (None, ctx, Mask(one, cache["source_segments"]))
-    x, layers = self.decoder(
-      self.head.embed(tokens[:, None]), ctx, mask, source=source, cache=cache["layers"], index=index
-    )
+    x = self.head.embed(tokens[:, None], ctx.positions)
+    x, layers = self.decoder(x, ctx, mask, source=source, cache=cache["layers"], index=index)
     return self.head.logits(x, ctx)[:, 0], {**cache, "layers": layers, "index": index + 1}

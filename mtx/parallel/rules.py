@@ -17,6 +17,7 @@ RULES: dict[str, str | None] = {
   "vocab": "tensor",
   "norm": None,
   "bucket": None,
+  "position": None,
   "adapter_in": None,
   "adapter_out": None,
   "rank": None,

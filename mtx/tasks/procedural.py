@@ -29,12 +29,13 @@ TRAIN = "procedural_train"
 HELDOUT = "procedural_heldout"
 NEW = "new"  # names every held-out task in the opaque style; in no training prompt
 
+CODES = {name: f"t{i}" for i, name in enumerate(n for n, task in TASKS.items() if task.split == "train")}
+
 # What an instruction says of its task, before the name of its domain.
 STYLES: dict[str, Callable[[str, Procedure], str]] = {
   "named": lambda name, task: " then ".join(task.skills),
   "opaque": lambda name, task: CODES.get(name, NEW),
 }
-CODES = {name: f"t{i}" for i, name in enumerate(n for n, task in TASKS.items() if task.split == "train")}
 
 WORDS = tuple(
   sorted({*DIGITS, *LETTERS, *LETTERS.upper(), *DOMAINS, *SKILLS, *CODES.values()}

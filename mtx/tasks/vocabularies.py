@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,8 +48,7 @@ def trained(
 
   Args:
     texts: what to learn from, in an order that does not change between runs.
-    size: number of ids, pad 0, eos 1 and unk 2 included. A "word" vocabulary is smaller when there are fewer
-      words.
+    size: number of ids, pad 0, eos 1 and unk 2 included; fewer where the text has not that many.
     model_type: "unigram", or "word": one id for every word between white space.
     dir: where models are kept under a hash of texts, size and type; default `vocabularies` in $MTX_CACHE,
       which is ~/.cache/mtx unless set.
@@ -107,13 +107,14 @@ def _train(sentences: list[str], size: int, model_type: str) -> bytes:
       split_by_unicode_script=model_type == "unigram",
       split_by_number=model_type == "unigram",
       split_digits=model_type == "unigram",
-      hard_vocab_limit=model_type == "unigram",
+      hard_vocab_limit=False,
       num_threads=1,  # sums of floats then have one order, so the same text gives the same model
       minloglevel=2,
     )
   except (RuntimeError, OSError) as error:
+    most = re.search(r"value <= (\d+)", str(error))
     raise UserError(
       f"a {model_type} vocabulary of {size} pieces can not be trained on this text",
-      hint=str(error).splitlines()[-1],
+      hint=f"the text gives {most[1]} at most" if most else str(error).splitlines()[-1],
     ) from error
   return model.getvalue()

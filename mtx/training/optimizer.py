@@ -1,7 +1,7 @@
 """Optimizer: parameter groups by regex, each with its own learning rate; no rule means frozen, without any state."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import gin
 import jax
@@ -84,9 +84,10 @@ def _rule(algorithm: str, rate: optax.Schedule, decay: float) -> optax.GradientT
   return optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None, clipping_threshold=1.0)
 
 
-def check_rules(learning_rates: Mapping[str, float], paths) -> None:
+def check_rules(patterns: Iterable[str], paths: Iterable[str]) -> None:
   """Raises UserError for a pattern that is no regex or that names no parameter."""
-  for pattern in learning_rates:
+  paths = sorted(paths)
+  for pattern in patterns:
     try:
       hits = any(re.fullmatch(pattern, p) for p in paths)
     except re.error as e:
@@ -94,5 +95,5 @@ def check_rules(learning_rates: Mapping[str, float], paths) -> None:
     if not hits:
       raise UserError(
         f"binding `stage.learning_rates`: {pattern!r} matches no parameter.",
-        hint="the parameters are: " + " ".join(sorted(paths)),
+        hint="the parameters are: " + " ".join(paths),
       )

@@ -63,7 +63,8 @@ class Stage:
     tasks = tuple(t.name for t in mixture.tasks)
     # Capture the adapter's scope now: it is called again whenever the model is traced.
     model = session.blueprint(self.adapter, len(tasks))
-    check_rules(self.learning_rates, model.shapes)
+    # Rates of adapters may stand in a file whose adapter is chosen elsewhere, or not at all.
+    check_rules([r for r in self.learning_rates if self.adapter or "adapter" not in r], model.shapes)
     shardings = model.shardings(session.mesh)
     shapes, frozen_shapes = partition(model.shapes, self.learning_rates)
     tx = self.optimizer(shapes, self.learning_rates, self.steps)

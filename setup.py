@@ -1,0 +1,71 @@
+"""Installs mtx. An upper bound is the next release that may break; `constraints/` pins tested sets."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# TensorFlow is not named: SeqIO brings it, and mtx runs on caches and checkpoints without either.
+REQUIRES = [
+  "jax>=0.10,<0.13",
+  "flax>=0.12.8,<0.13",
+  "optax>=0.2.6,<0.3",
+  "orbax-checkpoint>=0.11.30,<0.13",
+  "grain>=0.2.15,<0.3",
+  "array_record>=0.8,<0.9",
+  "seqio>=0.0.19,<0.1",
+  "tensorflow-datasets>=4.9.9,<5",
+  "gin-config>=0.5,<0.6",
+  "ml_collections>=1.0,<2",
+  "sentencepiece>=0.2,<0.3",
+  "rouge_score>=0.1.2,<0.2",
+  "numpy>=2.0,<3",
+  "msgpack>=1.0,<2",
+  "etils[epath]>=1.9.1,<2",
+  "jaxtyping>=0.3,<0.4",
+  "tensorboardX>=2.6,<3",
+  "rich>=13,<16",
+  "jinja2>=3.1,<4",
+  "matplotlib>=3.9,<4",
+]
+
+EXTRAS = {
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda12]"],
+  "beam": ["apache-beam>=2.60,<3"],
+  "dev": [
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.100,<7",
+    "ruff>=0.14,<0.18",
+    "mypy>=1.13,<3",
+    "setuptools>=68",
+  ],
+  # What mtx's numbers and speed are compared with. Their tests skip, saying so, without them.
+  "peers": ["torch==2.13.0", "transformers>=5,<6", "peft>=0.18,<1"],
+}
+
+# Wheels carry the configs too: `mtx train --gin_file=configs/run/quickstart.gin` works in any folder.
+CONFIGS = [
+  (
+    f"share/mtx/{folder.relative_to(ROOT).as_posix()}",
+    [p.relative_to(ROOT).as_posix() for p in sorted(files)],
+  )
+  for folder in sorted((ROOT / "configs").rglob("*"))
+  if folder.is_dir() and (files := list(folder.glob("*.gin")))
+]
+
+setup(
+  name="mtx",
+  version="0.1.0",
+  description="Multitask fine-tuning in JAX: one gin file, one model, every task.",
+  license="Apache-2.0",
+  python_requires=">=3.11,<3.13",
+  packages=find_packages(include=["mtx", "mtx.*", "pallas_kernels", "pallas_kernels.*"]),
+  package_data={"mtx.report": ["templates/*"]},
+  data_files=CONFIGS,
+  install_requires=REQUIRES,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["mtx = mtx.run:main"]},
+)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from mtx.data import convert
+from mtx.errors import UserError
+
+EXAMPLES = [
+  {"inputs": np.array([7, 8, 5, 1], np.int32), "targets": np.array([3, 9, 1], np.int32)},
+  {"inputs": np.array([8, 4, 9, 3, 1], np.int32), "targets": np.array([4, 1], np.int32)},
+]
+
+
+def two_in_a_row(architecture: str) -> dict:
+  """Both examples packed into one row by hand; tasks 2 and 5."""
+  lengths = convert.row_lengths(architecture, 10, 6)
+  row = {name: [] for name in lengths}
+  extra = {f"{name}_{suffix}": [] for name in lengths for suffix in ("segment_ids", "positions")}
+  for segment, (example, task) in enumerate(zip(EXAMPLES, (2, 5), strict=True), 1):
+    for name, values in convert.element(example, task, architecture, 10, 6, 1).items():
+      row[name] += values.tolist()
+      extra[f"{name}_segment_ids"] += [segment] * len(values)
+      extra[f"{name}_positions"] += range(len(values))
+  padded = lambda name, values: np.array([values + [0] * (lengths[name] - len(values))], np.int32)
+  arrays = {name: padded(name, values) for name, values in row.items()}
+  for name in set(lengths) - set(convert.PER_SEGMENT):
+    for suffix in ("segment_ids", "positions"):
+      arrays[f"{name}_{suffix}"] = padded(name, extra[f"{name}_{suffix}"])
+  return arrays
+
+
+def test_features_of_an_encoder_decoder_row():
+  batch = convert.features(two_in_a_row("encdec"), "encdec")
+  assert {name: values[0].tolist() for name, values in batch.items()} == {
+    "encoder_input_tokens": [7, 8, 5, 1, 8, 4, 9, 3, 1, 0],
+    "encoder_segment_ids": [1, 1, 1, 1, 2, 2, 2, 2, 2, 0],
+    "encoder_positions": [0, 1, 2, 3, 0, 1, 2, 3, 4, 0],
+    "encoder_task_ids": [2, 2, 2, 2, 5, 5, 5, 5, 5, 0],
+    "decoder_input_tokens": [0, 3, 9, 0, 4, 0],
+    "decoder_target_tokens": [3, 9, 1, 4, 1, 0],
+    "decoder_loss_weights": [1, 1, 1, 1, 1, 0],
+    "decoder_segment_ids": [1, 1, 1, 2, 2, 0],
+    "decoder_positions": [0, 1, 2, 0, 1, 0],
+    "decoder_task_ids": [2, 2, 2, 5, 5, 0],
+  }
+  assert batch["decoder_loss_weights"].dtype == np.float32
+  assert {values.dtype.name for name, values in batch.items() if "weights" not in name} == {"int32"}
+
+
+def test_features_of_a_prefix_row():
+  batch = convert.features(two_in_a_row("prefix"), "prefix")
+  assert {name: values[0].tolist() for name, values in batch.items()} == {
+    "decoder_target_tokens": [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0, 0],
+    "decoder_input_tokens": [0, 7, 8, 5, 1, 3, 9, 0, 8, 4, 9, 3, 1, 4, 0, 0],
+    "decoder_loss_weights": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0],
+    "decoder_positions": [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0, 0],
+    "decoder_segment_ids": [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0, 0],
+    "decoder_causal_attention": [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "decoder_task_ids": [2, 2, 2, 2, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 0, 0],
+  }
+  assert "decoder_causal_attention" not in convert.features(two_in_a_row("causal"), "causal")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_prefix_features_equal_seqio(pack):
+  from mtx.tasks.source import seqio, tf
+
+  source = tf.data.Dataset.from_generator(
+    lambda: iter(EXAMPLES if pack else EXAMPLES[:1]),
+    output_signature={name: tf.TensorSpec([None], tf.int32) for name in ("inputs", "targets")},
+  )
+  converter = seqio.PrefixLMFeatureConverter(pack=pack)
+  (theirs,) = converter(source, {"inputs": 10, "targets": 6}).as_numpy_iterator()
+  if pack:
+    ours = convert.features(two_in_a_row("prefix"), "prefix")
+  else:
+    ours = convert.padded(EXAMPLES[:1], "prefix", 10, 6, [2], rows=1)
+  for name in theirs:
+    real = ours["decoder_segment_ids"][0] > 0  # SeqIO leaves the last token in the padding of unpacked inputs
+    np.testing.assert_array_equal(ours[name][0][real], theirs[name][real], err_msg=name)
+  np.testing.assert_array_equal(ours["decoder_causal_attention"][0], theirs["decoder_causal_attention"])
+  np.testing.assert_array_equal(ours["decoder_loss_weights"][0], theirs["decoder_loss_weights"])
+
+
+@pytest.mark.parametrize("architecture", convert.ARCHITECTURES)
+def test_a_prompt_is_the_training_row_up_to_the_first_target(architecture):
+  inputs_length = 6
+  prompts = convert.prompts(EXAMPLES, architecture, inputs_length, 4, [2, 5])
+  rows = convert.padded(EXAMPLES, architecture, inputs_length, 4, [2, 5], rows=2)
+  assert prompts["task_ids"].tolist() == [2, 5]
+  for index, example in enumerate(EXAMPLES):
+    width = len(example["inputs"])
+    if architecture == "encdec":
+      for name in (name for name in rows if name.startswith("encoder_")):
+        np.testing.assert_array_equal(prompts[name][index], rows[name][index], err_msg=name)
+      continue
+    for name in ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions"):
+      prompt = prompts[name][index]
+      assert len(prompt) == inputs_length + 1
+      np.testing.assert_array_equal(prompt[-width - 1 :], rows[name][index, : width + 1], err_msg=name)
+      assert not prompt[: -width - 1].any()
+    assert (
+      rows["decoder_loss_weights"][index, width] == 1
+      and not rows["decoder_loss_weights"][index, :width].any()
+    )
+    if architecture == "prefix":
+      np.testing.assert_array_equal(prompts["decoder_causal_attention"], prompts["decoder_segment_ids"])
+
+
+def test_what_is_cut_ends_with_eos():
+  tokens = np.array([5, 6, 7, 8, 1], np.int32)
+  assert convert.truncated(tokens, 3, 1).tolist() == [5, 6, 1]
+  assert convert.truncated(tokens, 5, 1) is tokens
+  assert convert.truncated(tokens[:4], 3, 1).tolist() == [5, 6, 7]
+  assert tokens.tolist() == [5, 6, 7, 8, 1]
+
+
+def test_an_empty_row_is_all_padding():
+  batch = convert.padded(EXAMPLES, "causal", 6, 4, [2, 5], rows=4)
+  for name, values in batch.items():
+    assert values.shape[0] == 4 and not values[2:].any(), name
+
+
+def test_an_unknown_architecture_names_the_near_one():
+  with pytest.raises(UserError, match="did you mean `causal`"):
+    convert.check_architecture("casual")
