@@ -15,7 +15,7 @@ import jax
 from mtx import ginfile
 from mtx.adapters.routes import routing
 from mtx.check import check, versions
-from mtx.data.cache import open_mixture
+from mtx.data.cache import CachedMixture, open_mixture
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.evaluate import Evaluation
 from mtx.models.sizes import model_config
@@ -106,7 +106,8 @@ class Mixtures:
     source = source() if callable(source) else source
     if source is None:
       raise UserError("binding `train.source` is missing.", hint="for example `train.source = @procedural`")
-    self._cache, self._note, self._open = Path(cache_dir), reporter.note, {}
+    self._cache, self._note = Path(cache_dir), reporter.note
+    self._open: dict[str, CachedMixture] = {}
     record = self._cache / "sources" / f"{source if isinstance(source, str) else source.name}.json"
     self._source = None if isinstance(source, str) else source
     if self._source is None:
@@ -131,13 +132,13 @@ class Mixtures:
       hint = did_you_mean(name, {*self._names, *known})
       raise UserError(f"binding `{binding}` at {ginfile.where(binding)}: no task or mixture {name!r}.", hint=hint)
 
-  def __call__(self, name: str):
+  def __call__(self, name: str) -> CachedMixture:
     full = self._names.get(name, name)
     if full not in self._open:
       self._open[full] = self._load(full)
     return self._open[full]
 
-  def _load(self, name: str):
+  def _load(self, name: str) -> CachedMixture:
     if self._source is None:
       return open_mixture(self._cache, name)
     from mtx.data.build import build_mixture  # brings SeqIO

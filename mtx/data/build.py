@@ -1,6 +1,6 @@
 """SeqIO tasks to cached examples: a task's own preprocessors run once, and again only when something changed.
 
-The fingerprint of a split covers: the source's content and code, its settings (prompt, caps), the
+The fingerprint of a split covers: the source's content, its module's code, its settings (prompt, caps), the
 preprocessors' code, the vocabulary's bytes, the output features, SeqIO's version, the cache format. When one
 of them changes, the line that is logged names it. A data source whose content lies outside its code (a file
 it reads) shows that content to the fingerprint by a method `fingerprint() -> str` on any object bound to its
@@ -37,6 +37,8 @@ from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError, did_you_mean
 from mtx.tasks.source import Source, seqio, tf
 
+READ_EXAMPLES = 512  # at a time
+
 
 def registered() -> set[str]:
   """Names of every SeqIO Task and Mixture that is registered."""
@@ -60,17 +62,13 @@ def build_mixture(
   """
   root = Path(cache_dir)
   if mixture_name not in registered():
-    raise UserError(
-      f"mixture {mixture_name!r} is not registered", hint=did_you_mean(mixture_name, registered())
-    )
+    raise UserError(f"mixture {mixture_name!r} is not registered", hint=did_you_mean(mixture_name, registered()))
   provider = seqio.get_mixture_or_task(mixture_name)
   tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
   tasks.sort(key=lambda task: task.name)
   vocabulary = keep_vocabulary(root, _vocabulary(source.vocabulary, root))
 
-  wanted = {
-    (task.name, split): _ingredients(task, split, vocabulary) for task in tasks for split in task.splits
-  }
+  wanted = {(task.name, split): _ingredients(task, split, vocabulary) for task in tasks for split in task.splits}
   folders = {
     (name, split): root / "tasks" / name / f"{split}-{digest(ingredients)}"
     for (name, split), ingredients in wanted.items()
@@ -82,7 +80,7 @@ def build_mixture(
     log(f"{mixture_name}: {len(wanted) - len(missing)} splits cached, {len(missing)} to build in {root}")
   by_name = {task.name: task for task in tasks}
   bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-  with Progress(*bar, transient=True, disable=not missing) as progress:
+  with Progress(*bar, transient=True, disable=not (missing and sys.stdout.isatty())) as progress:
     step = progress.add_task(mixture_name, total=len(missing))
     for name, split in missing:
       progress.update(step, description=f"{name} {split}")
@@ -118,9 +116,7 @@ def _rates(provider: seqio.Mixture | seqio.Task, tasks: list[seqio.Task]) -> tup
     ) from error
   total = sum(rates)
   if total <= 0:
-    raise UserError(
-      f"mixture {provider.name!r}: its rates sum to {total}", hint="give one task a positive rate"
-    )
+    raise UserError(f"mixture {provider.name!r}: its rates sum to {total}", hint="give one task a positive rate")
   return tuple(rate / total for rate in rates)
 
 
@@ -148,15 +144,13 @@ def _examples(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary) -> Ite
   dataset = task.preprocess_precache(dataset, seed=0)
   dataset = task.preprocess_postcache(dataset, sequence_length=None, seed=0)
   spec = dataset.element_spec
-  if "targets" not in spec or any(
-    spec[f].dtype.is_integer is False for f in ("inputs", "targets") if f in spec
-  ):
+  if "targets" not in spec or any(spec[f].dtype.is_integer is False for f in ("inputs", "targets") if f in spec):
     raise UserError(
       f"task {task.name!r}: its preprocessors must end with token ids in `targets` (and `inputs`); "
       f"they give {', '.join(sorted(spec))}",
       hint="end them with seqio.preprocessors.tokenize and seqio.preprocessors.append_eos",
     )
-  for index, fields in enumerate(dataset.as_numpy_iterator()):
+  for index, fields in enumerate(_rows(dataset)):
     inputs, targets = (np.asarray(fields.get(name, ()), np.int32) for name in ("inputs", "targets"))
     if "references" in fields:
       references = json.loads(fields["references"])
@@ -169,6 +163,19 @@ def _examples(task: seqio.Task, split: str, vocabulary: seqio.Vocabulary) -> Ite
       "references": references,
       "text": _text(fields, "inputs", vocabulary),
     }
+
+
+def _rows(dataset: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+  """Elements as numpy values, fetched many at a time: one at a time, TensorFlow's own calls cost most of a build."""
+  for batch in dataset.ragged_batch(READ_EXAMPLES):
+    columns = {
+      name: np.split(value.flat_values.numpy(), value.row_splits.numpy()[1:-1])
+      if isinstance(value, tf.RaggedTensor)
+      else value.numpy()
+      for name, value in batch.items()
+    }
+    for values in zip(*columns.values(), strict=True):
+      yield dict(zip(columns, values, strict=True))
 
 
 def _text(fields: Mapping[str, Any], feature: str, vocabulary: seqio.Vocabulary) -> str:
@@ -231,9 +238,7 @@ def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 
 def _vocabulary_key(vocabulary: seqio.Vocabulary) -> str:
-  file = (
-    str(vocabulary.sentencepiece_model_file) if isinstance(vocabulary, seqio.SentencePieceVocabulary) else ""
-  )
+  file = str(vocabulary.sentencepiece_model_file) if isinstance(vocabulary, seqio.SentencePieceVocabulary) else ""
   return _content_key(file, type(vocabulary).__name__, vocabulary.extra_ids)
 
 
@@ -247,10 +252,9 @@ def _content_key(file: str, kind: str, extra_ids: int) -> str:
 @functools.cache
 def _module_code(name: str) -> str | None:
   """Hash of a module's syntax tree: editing a comment or the layout leaves it equal."""
-  module = sys.modules.get(name)
   try:
-    return digest(ast.dump(ast.parse(inspect.getsource(module))))
-  except (OSError, TypeError):  # typed into an interpreter: no file
+    return digest(ast.dump(ast.parse(inspect.getsource(sys.modules[name]))))
+  except (KeyError, OSError, TypeError):  # typed into an interpreter: no file
     return None
 
 
@@ -271,9 +275,7 @@ def _describe(value: Any, depth: int = 0) -> Any:
   if isinstance(value, types.MethodType):
     return {"method": recur(value.__func__), "of": recur(value.__self__)}
   if isinstance(value, types.FunctionType):
-    code = (
-      _module_code(value.__module__) or hashlib.blake2b(value.__code__.co_code, digest_size=10).hexdigest()
-    )
+    code = _module_code(value.__module__) or hashlib.blake2b(value.__code__.co_code, digest_size=10).hexdigest()
     bound = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
     described: dict[str, Any] = {"name": f"{value.__module__}.{value.__qualname__}", "code": code}
     if bound:
@@ -308,6 +310,4 @@ def _fields(value: Any, recur: Callable[[Any], Any]) -> dict[str, Any]:
 def _files(source: seqio.FileDataSource) -> dict[str, str]:
   """Name -> content hash of every file of every split."""
   files = sorted({file for split in source.splits for file in source.list_shards(split)})
-  return {
-    file: hashlib.blake2b(tf.io.gfile.GFile(file, "rb").read(), digest_size=10).hexdigest() for file in files
-  }
+  return {file: hashlib.blake2b(tf.io.gfile.GFile(file, "rb").read(), digest_size=10).hexdigest() for file in files}

@@ -69,9 +69,7 @@ class CachedSplit:
   @cached_property
   def _reader(self) -> array_record_module.ArrayRecordReader:
     # Access is random: reading ahead would only spend memory.
-    return array_record_module.ArrayRecordReader(
-      str(self.folder / "examples.array_record"), "readahead_buffer_size:0"
-    )
+    return array_record_module.ArrayRecordReader(str(self.folder / "examples.array_record"), "readahead_buffer_size:0")
 
   def __getstate__(self) -> dict[str, Any]:
     return {"folder": self.folder}  # an open reader can not go to another process
@@ -111,14 +109,10 @@ class CachedMixture:
   @cached_property
   def fingerprint(self) -> str:
     """Of everything a feed reads: the tasks in order, their examples and rates."""
-    return digest(
-      [[task.name, task.fingerprint, rate] for task, rate in zip(self.tasks, self.rates, strict=True)]
-    )
+    return digest([[task.name, task.fingerprint, rate] for task, rate in zip(self.tasks, self.rates, strict=True)])
 
 
-def write_split(
-  folder: Path, examples: Iterable[Example], *, fingerprint: str, ingredients: Any
-) -> CachedSplit:
+def write_split(folder: Path, examples: Iterable[Example], *, fingerprint: str, ingredients: Any) -> CachedSplit:
   """Writes `examples` so that `folder` appears complete or not at all.
 
   Args:
@@ -146,9 +140,7 @@ def write_split(
       "fingerprint": fingerprint,
       "ingredients": ingredients,
     }
-    (temporary / "manifest.json").write_text(
-      json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     try:
       temporary.rename(folder)
     except OSError:
@@ -209,9 +201,7 @@ def open_mixture(cache_dir: str | Path, name: str) -> CachedMixture:
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise UserError(f"{path} is not the index of a cached mixture", hint="build the cache again") from error
   if version != FORMAT:
-    raise UserError(
-      f"{path} has cache format {version}, this mtx reads {FORMAT}", hint="build the cache again"
-    )
+    raise UserError(f"{path} has cache format {version}, this mtx reads {FORMAT}", hint="build the cache again")
   tasks = tuple(
     CachedTask(
       name=task["name"],

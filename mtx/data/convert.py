@@ -25,9 +25,7 @@ PER_SEGMENT = ("task", "inputs_width")
 def check_architecture(architecture: str) -> None:
   """Raises UserError for a name that is none of ARCHITECTURES."""
   if architecture not in ARCHITECTURES:
-    raise UserError(
-      f"architecture {architecture!r} is not known", hint=did_you_mean(architecture, ARCHITECTURES)
-    )
+    raise UserError(f"architecture {architecture!r} is not known", hint=did_you_mean(architecture, ARCHITECTURES))
 
 
 def truncated(tokens: Int32[np.ndarray, " n"], length: int, eos_id: int) -> Int32[np.ndarray, " m"]:
@@ -163,14 +161,10 @@ def prompts(
       for tokens, task in zip(inputs, tasks, strict=True)
     ]
     made = features(stacked(rows), architecture)
-    return {name: values for name, values in made.items() if name.startswith("encoder_")} | {
-      "task_ids": tasks
-    }
+    return {name: values for name, values in made.items() if name.startswith("encoder_")} | {"task_ids": tasks}
   length = inputs_length + 1
   made = {
-    "decoder_input_tokens": np.stack(
-      [_left_padded(np.concatenate([[0], tokens]), length) for tokens in inputs]
-    ),
+    "decoder_input_tokens": np.stack([_left_padded(np.concatenate([[0], tokens]), length) for tokens in inputs]),
     "decoder_segment_ids": np.stack([_left_padded(np.ones(len(tokens) + 1), length) for tokens in inputs]),
     "decoder_positions": np.stack([_left_padded(np.arange(len(tokens) + 1), length) for tokens in inputs]),
   }

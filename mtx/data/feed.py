@@ -7,6 +7,7 @@ Grain does the work; its state is small and plain JSON, and goes into the checkp
 """
 
 import functools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,18 +33,20 @@ class FeedIterator:
   """Endless batches. `get_state()` is JSON-able; `set_state` makes the next batch the one that followed."""
 
   def __init__(self, batches: grain.DatasetIterator, fingerprint: str):
-    self._batches = batches
+    self._open = [batches]
     self._fingerprint = fingerprint
+    # Grain's iterator must be gone before the interpreter takes its modules apart, or it complains on stderr.
+    self.close = weakref.finalize(self, _close, self._open)
 
   def __iter__(self) -> "FeedIterator":
     return self
 
   def __next__(self) -> Arrays:
-    return next(self._batches)
+    return next(self._open[0])
 
   def get_state(self) -> dict[str, Any]:
     """Position after the last batch that was *handed out*, whatever is prefetched behind it."""
-    return {"feed": self._fingerprint, "position": self._batches.get_state()}
+    return {"feed": self._fingerprint, "position": self._open[0].get_state()}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Raises UserError when the state is of a feed over other data, or with other settings."""
@@ -53,13 +56,13 @@ class FeedIterator:
         "the cache, the mixture's rates, the seed or a `feed` setting has changed since",
         hint="restore those settings, or start a fresh run that loads only the parameters",
       )
-    self._batches.set_state(state["position"])
+    self._open[0].set_state(state["position"])
 
-  def close(self) -> None:
-    """Stops the background thread."""
-    close = getattr(self._batches, "close", None)
-    if close is not None:
-      close()
+
+def _close(batches: list[grain.DatasetIterator]) -> None:
+  """Stops the background thread and lets go of the iterator."""
+  while batches:
+    batches.pop().close()
 
 
 @dataclass(frozen=True)
@@ -138,16 +141,12 @@ def feed(
 
   lengths = convert.row_lengths(architecture, inputs_length, targets_length)
   bins = packing.open_rows(lengths, *((1, max(256, batch)) if rows == "mixed" else (len(streams), 16)))
-  to_rows = functools.partial(
-    packing.pack, lengths=lengths, bins=bins, seed=task_seed(seed, "rows"), single=not pack
-  )
+  to_rows = functools.partial(packing.pack, lengths=lengths, bins=bins, seed=task_seed(seed, "rows"), single=not pack)
   if rows == "mixed":
     packed = to_rows(mixed_examples(streams, rates))
   else:
     capacity = limits if architecture == "encdec" else limits.sum(keepdims=True)
-    per_row = [
-      packing.examples_per_row(each, capacity, bins=bins, seed=seed) if pack else 1.0 for each in sizes
-    ]
+    per_row = [packing.examples_per_row(each, capacity, bins=bins, seed=seed) if pack else 1.0 for each in sizes]
     packed = mixed_rows([to_rows(stream.to_iter_dataset(READ)) for stream in streams], rates, per_row)
 
   to_features = _ToFeatures(architecture, rows == "task")
@@ -231,9 +230,7 @@ def _split(task: CachedTask, split: str) -> CachedSplit:
   return examples
 
 
-def _within(
-  task: CachedTask, examples: CachedSplit, limits: np.ndarray, overlong: str
-) -> tuple[np.ndarray, int]:
+def _within(task: CachedTask, examples: CachedSplit, limits: np.ndarray, overlong: str) -> tuple[np.ndarray, int]:
   """Indices of the examples that will be drawn, and how many of the task's are over `limits`."""
   over = (examples.lengths > limits).any(axis=1)
   count = int(over.sum())

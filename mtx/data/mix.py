@@ -33,9 +33,7 @@ class Shuffled:
     self.split = split
     self.indices = indices
     self.seed = seed
-    self._order = functools.lru_cache(maxsize=2)(
-      self._permuted
-    )  # streams run forward: this epoch and the next
+    self._order = functools.lru_cache(maxsize=2)(self._permuted)  # streams run forward: this epoch and the next
 
   def _permuted(self, epoch: int) -> Int[np.ndarray, " kept"]:
     # RandomState's streams are frozen: a run can be resumed under another version of NumPy.

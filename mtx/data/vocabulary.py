@@ -32,9 +32,7 @@ class Vocabulary:
     if self.kind not in ("sentencepiece", "byte"):
       raise UserError(f"vocabulary kind {self.kind!r} is not known", hint="kinds: sentencepiece, byte")
     if self.kind == "sentencepiece" and not (self.path and Path(self.path).is_file()):
-      raise UserError(
-        f"vocabulary file {self.path} is not there", hint="give the path of a SentencePiece .model file"
-      )
+      raise UserError(f"vocabulary file {self.path} is not there", hint="give the path of a SentencePiece .model file")
 
   @cached_property
   def _pieces(self) -> sentencepiece.SentencePieceProcessor:
@@ -81,9 +79,7 @@ class Vocabulary:
       if token != self.pad_id and token < self._base:
         kept.append(token)
     if self.kind == "byte":
-      return bytes(token - BYTE_OFFSET for token in kept if token >= BYTE_OFFSET).decode(
-        "utf-8", errors="ignore"
-      )
+      return bytes(token - BYTE_OFFSET for token in kept if token >= BYTE_OFFSET).decode("utf-8", errors="ignore")
     return self._pieces.decode(kept)
 
   def to_json(self, root: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Dense(nnx.Module):
   def __init__(self, din: int, dout: int, axes: Axes, *, std: float, rngs: nnx.Rngs):
     self.kernel = param(nnx.initializers.normal(std), (din, dout), axes, rngs)
     self.din, self.dout, self.axes = din, dout, axes
-    self.adapter = nnx.data(None)  # a plain None would be static, and a later assignment would raise
+    # A plain None would be static, and a later assignment would raise.
+    self.adapter: nnx.Module | None = nnx.data(None)
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
     y = x @ self.kernel[...].astype(x.dtype)

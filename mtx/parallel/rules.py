@@ -71,9 +71,10 @@ def optimizer_shardings(abstract, parameters: Mapping[str, NamedSharding], shape
   """
 
   def one(path, leaf):
-    name = next((k.key for k in reversed(path) if isinstance(k, jax.tree_util.DictKey) and k.key in parameters), None)
-    same = name is not None and leaf.shape == shapes[name].shape
-    return parameters[name] if same else replicated(mesh)
+    for part in reversed(path):
+      if isinstance(part, jax.tree_util.DictKey) and part.key in parameters:
+        return parameters[part.key] if leaf.shape == shapes[part.key].shape else replicated(mesh)
+    return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(one, abstract)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import gin
 
-from mtx.errors import UserError, did_you_mean
+from mtx.errors import UserError
 from mtx.tasks.procedural_skills import (
   DIGITS,
   DOMAINS,
@@ -17,7 +17,6 @@ from mtx.tasks.procedural_skills import (
   NOTHING,
   SKILLS,
   TASKS,
-  Procedure,
   TooFewInputs,
   draw,
 )
@@ -27,24 +26,16 @@ from mtx.tasks.vocabularies import trained
 Draw = Callable[[str, dict[str, int], int], Iterator[tuple[str, list[str], list[str]]]]
 TRAIN = "procedural_train"
 HELDOUT = "procedural_heldout"
-NEW = "new"  # names every held-out task in the opaque style; in no training prompt
-
-CODES = {name: f"t{i}" for i, name in enumerate(n for n, task in TASKS.items() if task.split == "train")}
-
-# What an instruction says of its task, before the name of its domain.
-STYLES: dict[str, Callable[[str, Procedure], str]] = {
-  "named": lambda name, task: " then ".join(task.skills),
-  "opaque": lambda name, task: CODES.get(name, NEW),
-}
+NEW = "new"  # instead of the skills, where a prompt hides what is asked: all held-out prompts do
 
 WORDS = tuple(
-  sorted({*DIGITS, *LETTERS, *LETTERS.upper(), *DOMAINS, *SKILLS, *CODES.values()}
+  sorted({*DIGITS, *LETTERS, *LETTERS.upper(), *DOMAINS, *SKILLS}
          | {",", ":", "?", NOTHING, NEW, "then", "odd", "even"})
 )  # fmt: skip
 
 
 def examples_of(
-  name: str, counts: dict[str, int], *, seed: int = 0, instruction: str = "named", generate: Draw = draw
+  name: str, counts: dict[str, int], *, seed: int = 0, hidden: float = 0.0, generate: Draw = draw
 ) -> dict[str, list[dict[str, str]]]:
   """Split -> examples with `inputs`, `targets`, `id` and `references` (a JSON list of the one right answer).
 
@@ -52,22 +43,23 @@ def examples_of(
     name: of a task in `procedural_skills.TASKS`.
     counts: split -> examples; no input occurs twice, in one split or two.
     seed: another seed draws other inputs.
-    instruction: of `STYLES`.
+    hidden: share of prompts, evenly spread, that say `new list :` instead of `sort then reverse list :`.
     generate: yields (split, input tokens, target tokens) from (name, counts, seed).
 
   Raises:
     UserError: the task's domain has fewer distinct inputs than asked for.
   """
   task = TASKS[name]
-  prompt = f"{STYLES[instruction](name, task)} {task.domain} :"
+  named = " then ".join(task.skills)
   splits: dict[str, list[dict[str, str]]] = {split: [] for split in counts}
   try:
     for split, tokens, target in generate(name, counts, seed):
-      answer = " ".join(target)
+      answer, i = " ".join(target), len(splits[split])
+      instruction = NEW if int((i + 1) * hidden) > int(i * hidden) else named
       splits[split].append({
-        "inputs": " ".join([prompt, *tokens]),
+        "inputs": " ".join([instruction, task.domain, ":", *tokens]),
         "targets": answer,
-        "id": f"{name}/{split}/{len(splits[split])}",
+        "id": f"{name}/{split}/{i}",
         "references": json.dumps([answer]),
       })  # fmt: skip
   except TooFewInputs as error:
@@ -78,17 +70,16 @@ def examples_of(
   return splits
 
 
-@gin.configurable
+@gin.configurable(allowlist=["examples", "hidden", "seed"])
 def procedural(
   *,
   examples: int = 2000,
-  validation: int = 64,
+  hidden: float = 0.5,
+  seed: int = 0,
+  validation: int = 16,
   test: int = 64,
   shots: int = 64,
   heldout_test: int = 100,
-  seed: int = 0,
-  instruction: str = "named",
-  heldout_instruction: str = "opaque",
 ) -> Source:
   """Registers the family's Tasks and the Mixtures `procedural_train` and `procedural_heldout`.
 
@@ -97,16 +88,15 @@ def procedural(
 
   Args:
     examples: training examples a training task.
-    validation: validation examples a task.
-    test: test examples a training task.
+    hidden: share of a training task's prompts, in every split, that do not say what is asked. Those only a model
+      that is told the task otherwise, by its router, can answer. Held-out prompts never say it.
+    seed: of the inputs drawn.
+    validation, test: examples a training task.
     shots: examples a held-out task to adapt from, its split `train`.
     heldout_test: test examples a held-out task.
-    seed: of the inputs drawn.
-    instruction: "named" writes a training task's skills into its prompt, "opaque" a code word of its own.
-    heldout_instruction: likewise for held-out tasks; "opaque" is one word for all, never seen in training.
 
   Raises:
-    UserError: an unknown style, a count below 1, or more examples than a task has inputs.
+    UserError: a share outside [0, 1], a count below 1, or more examples than a task has inputs.
   """
   sizes = {
     "examples": examples, "validation": validation, "test": test, "shots": shots, "heldout_test": heldout_test
@@ -114,10 +104,9 @@ def procedural(
   for argument, size in sizes.items():
     if size < 1:
       raise UserError(f"procedural.{argument} = {size}", hint="it is a number of examples, at least 1")
-  styles = {"train": instruction, "heldout": heldout_instruction}
-  for argument, style in zip(("instruction", "heldout_instruction"), styles.values(), strict=True):
-    if style not in STYLES:
-      raise UserError(f"procedural.{argument} = {style!r}", hint=did_you_mean(style, STYLES))
+  if not 0 <= hidden <= 1:
+    raise UserError(f"procedural.hidden = {hidden}", hint="it is a share, from 0 to 1")
+  shares = {"train": hidden, "heldout": 1.0}
 
   vocabulary = trained(WORDS, size=len(WORDS) + 3, model_type="word")  # pad, eos, unk
   features = {
@@ -125,13 +114,13 @@ def procedural(
   }
   counts = {
     "train": {"test": test, "validation": validation, "train": examples},
-    "heldout": {"test": heldout_test, "validation": validation, "train": shots},
+    "heldout": {"test": heldout_test, "train": shots},
   }
   for name, task in TASKS.items():
     seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
       name,
-      source=_source(name, counts[task.split], seed, styles[task.split]),
+      source=_source(name, counts[task.split], seed, shares[task.split]),
       preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
       output_features=features,
     )
@@ -149,11 +138,11 @@ def procedural(
   )
 
 
-def _source(name: str, counts: dict[str, int], seed: int, instruction: str) -> seqio.FunctionDataSource:
+def _source(name: str, counts: dict[str, int], seed: int, hidden: float) -> seqio.FunctionDataSource:
   generate = draw  # bound here, so that the cache's fingerprint covers the code of the skills
 
   def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
-    rows = examples_of(name, counts, seed=seed, instruction=instruction, generate=generate)[split]
+    rows = examples_of(name, counts, seed=seed, hidden=hidden, generate=generate)[split]
     return tf.data.Dataset.from_tensor_slices({key: [row[key] for row in rows] for key in rows[0]})
 
   return seqio.FunctionDataSource(dataset, splits=tuple(counts), num_input_examples=counts)

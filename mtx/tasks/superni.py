@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import string
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +97,12 @@ def superni(
   if on_bad not in ("error", "skip"):
     raise UserError(f"superni.on_bad is {on_bad!r}", hint='it is "error" or "skip"')
   root = Path(path).expanduser()
-  train = [_file(each, on_bad) for each in _listed(root, "train", on_bad)]
-  test = [_file(each, on_bad) for each in _listed(root, "test", on_bad)]
-  train, test = ([file for file in files if file] for files in (train, test))
+  train, test = (
+    [file for file in (_file(each, on_bad) for each in _listed(root, split, on_bad)) if file]
+    for split in ("train", "test")
+  )
   if not train or not test:
-    raise UserError(
-      f"{root} has {len(train)} good train and {len(test)} good test tasks", hint="one of each is needed"
-    )
+    raise UserError(f"{root} has {len(train)} good train and {len(test)} good test tasks", hint="one of each is needed")
   if vocabulary:
     pieces = vocabularies.sentencepiece(vocabulary)
   else:
@@ -239,9 +239,7 @@ def _dataset(
     columns["targets"].append(references[_hash(identity) % len(references)])
     columns["id"].append(identity)
     columns["references"].append(json.dumps(references, ensure_ascii=False))
-  return tf.data.Dataset.from_tensor_slices(
-    {name: tf.constant(values, tf.string) for name, values in columns.items()}
-  )
+  return tf.data.Dataset.from_tensor_slices({name: tf.constant(values, tf.string) for name, values in columns.items()})
 
 
 def _instances(
@@ -269,12 +267,13 @@ def _references_or_text(output: str, *, example: Mapping[str, Any] | None = None
 
 
 def _texts(files: Sequence[TaskFile], most: int = 20_000) -> Iterator[str]:
-  """Text for a vocabulary: definitions, and as many instances of every task as make `most` in all."""
+  """Text for a vocabulary: a prompt of every task, and as many of its instances as make `most` in all."""
   share = max(10, most // len(files))
   for file in files:
     task = json.loads(file.path.read_bytes())
-    yield from [task["Definition"]] if isinstance(task["Definition"], str) else task["Definition"][:1]
-    for _, instance in _instances(file, task, "train", share):
+    instances = _instances(file, task, "train", share)
+    yield prompt(task, instances[0][1]["input"], count=len, inputs_length=sys.maxsize)
+    for _, instance in instances:
       yield instance["input"]
       yield from [instance["output"]] if isinstance(instance["output"], str) else instance["output"][:1]
 
@@ -287,12 +286,8 @@ def _listed(root: Path, split: str, on_bad: str) -> list[Path]:
     raise UserError(f"superni.path is {str(root)!r}: it holds no tasks/*.json", hint=CHECKOUT_HINT)
   listing = root / "splits" / "default" / f"{split}_tasks.txt"
   if not listing.is_file():
-    raise UserError(
-      f"superni.path is {str(root)!r}: it has no {listing.relative_to(root)}", hint=CHECKOUT_HINT
-    )
-  names = dict.fromkeys(
-    line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()
-  )
+    raise UserError(f"superni.path is {str(root)!r}: it has no {listing.relative_to(root)}", hint=CHECKOUT_HINT)
+  names = dict.fromkeys(line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
   files = [root / "tasks" / f"{name}.json" for name in names]
   missing = [file for file in files if not file.is_file()]
   if missing and on_bad == "error":
@@ -349,8 +344,8 @@ def _parsed(content: bytes, shown: str) -> dict[str, Any]:
       state = "is empty" if field in task else f"is missing (fields: {', '.join(task)})"
       raise UserError(f"{shown}: field {field!r} {state}", hint=SKIP_HINT)
   for position, example in enumerate(task["Positive Examples"]):
-    if field := _missing(example):
-      raise UserError(f"{shown}: positive example {position} has no field {field!r}", hint=SKIP_HINT)
+    if lacks := _missing(example):
+      raise UserError(f"{shown}: positive example {position} has no field {lacks!r}", hint=SKIP_HINT)
   return task
 
 

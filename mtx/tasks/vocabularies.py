@@ -4,10 +4,10 @@ import hashlib
 import io
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 
@@ -26,9 +26,7 @@ def sentencepiece(path: str | Path) -> seqio.SentencePieceVocabulary:
   """
   path = Path(path).expanduser()
   if not path.is_file():
-    raise UserError(
-      f"vocabulary file {path} is not there", hint="give the path of a SentencePiece .model file"
-    )
+    raise UserError(f"vocabulary file {path} is not there", hint="give the path of a SentencePiece .model file")
   try:
     pieces = spm.SentencePieceProcessor(model_file=str(path))
   except (RuntimeError, OSError) as error:
@@ -60,10 +58,8 @@ def trained(
     raise UserError(f"vocabulary type {model_type!r} is not known", hint=f"types: {', '.join(MODEL_TYPES)}")
   sentences = list(_sentences(texts))
   if not sentences:
-    raise UserError(
-      "there is no text to train a vocabulary on", hint="give the path of a trained .model file"
-    )
-  key = json.dumps([spm.__version__, size, model_type]) + "\n".join(sentences)
+    raise UserError("there is no text to train a vocabulary on", hint="give the path of a trained .model file")
+  key = json.dumps([spm.__version__, _options(size, model_type)]) + "\n".join(sentences)
   name = f"{model_type}-{size}-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.model"
   folder = Path(dir or Path(os.environ.get("MTX_CACHE", "~/.cache/mtx")) / "vocabularies").expanduser()
   path = folder / name
@@ -81,40 +77,45 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     for line in text.replace("\0", " ").splitlines():
       words = line.split()
       while words:
-        taken, length = [], 0
+        taken: list[str] = []
+        length = 0
         while words and (not taken or length + len(words[0].encode()) < LONGEST_SENTENCE):
           taken.append(words.pop(0))
           length += len(taken[-1].encode()) + 1
         yield " ".join(taken)
 
 
+def _options(size: int, model_type: str) -> dict[str, Any]:
+  """Of the trainer; part of the name under which a model is kept."""
+  words = model_type == "word"
+  return {
+    "vocab_size": size,
+    "model_type": model_type,
+    "pad_id": 0,
+    "eos_id": 1,
+    "unk_id": 2,
+    "bos_id": -1,
+    "character_coverage": 1.0 if words else 0.9995,
+    "max_sentence_length": LONGEST_SENTENCE + 1,
+    "shuffle_input_sentence": False,
+    # Words are whole even where a letter meets a digit; pieces split digits, so that numbers share them.
+    "split_by_unicode_script": not words,
+    "split_by_number": not words,
+    "split_digits": not words,
+    "hard_vocab_limit": False,
+    "num_threads": 1,  # sums of floats then have one order, so the same text gives the same model
+  }
+
+
 def _train(sentences: list[str], size: int, model_type: str) -> bytes:
   model = io.BytesIO()
   try:
     spm.SentencePieceTrainer.train(
-      sentence_iterator=iter(sentences),
-      model_writer=model,
-      vocab_size=size,
-      model_type=model_type,
-      pad_id=0,
-      eos_id=1,
-      unk_id=2,
-      bos_id=-1,
-      character_coverage=1.0 if model_type == "word" else 0.9995,
-      max_sentence_length=LONGEST_SENTENCE + 1,
-      shuffle_input_sentence=False,
-      # Words are whole even where a letter meets a digit; pieces split digits, so that numbers share them.
-      split_by_unicode_script=model_type == "unigram",
-      split_by_number=model_type == "unigram",
-      split_digits=model_type == "unigram",
-      hard_vocab_limit=False,
-      num_threads=1,  # sums of floats then have one order, so the same text gives the same model
-      minloglevel=2,
+      sentence_iterator=iter(sentences), model_writer=model, minloglevel=2, **_options(size, model_type)
     )
   except (RuntimeError, OSError) as error:
-    most = re.search(r"value <= (\d+)", str(error))
     raise UserError(
       f"a {model_type} vocabulary of {size} pieces can not be trained on this text",
-      hint=f"the text gives {most[1]} at most" if most else str(error).splitlines()[-1],
+      hint=str(error).splitlines()[-1].rsplit("] ", 1)[-1],  # the trainer says how many would do
     ) from error
   return model.getvalue()

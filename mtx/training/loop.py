@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from mtx.data.feed import FeedIterator
 from mtx.parallel.rules import place
 from mtx.training.parameters import Params
 from mtx.training.state import State
@@ -29,7 +30,7 @@ def fit(
   state: State,
   frozen: Params,
   step: Callable,
-  batches: Iterator[dict[str, np.ndarray]],
+  batches: FeedIterator,
   *,
   start: int,
   steps: int,

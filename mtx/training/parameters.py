@@ -9,6 +9,7 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from mtx.models.build import Model
 from mtx.parallel.rules import parameter_shardings
 
 Params = dict[str, Array]
@@ -28,9 +29,9 @@ class Blueprint:
   graphdef: nnx.GraphDef
   shapes: dict[str, jax.ShapeDtypeStruct]
   axes: dict[str, tuple[str | None, ...]]
-  make: Callable[[nnx.Rngs], nnx.Module]
+  make: Callable[[nnx.Rngs], Model]
 
-  def merge(self, params: Mapping[str, Array]) -> nnx.Module:
+  def merge(self, params: Mapping[str, Array]) -> Model:
     """The module over `params`; call it inside jit."""
     return nnx.merge(self.graphdef, traverse_util.unflatten_dict(dict(params), sep="/"))
 
@@ -42,7 +43,7 @@ class Blueprint:
     return jax.jit(lambda k: _flat(self.make(nnx.Rngs(k))), out_shardings=self.shardings(mesh))(key)
 
 
-def blueprint(make: Callable[[nnx.Rngs], nnx.Module]) -> Blueprint:
+def blueprint(make: Callable[[nnx.Rngs], Model]) -> Blueprint:
   """Traces `make(rngs)` without allocating anything."""
   model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -59,7 +60,7 @@ def _path(parts: tuple) -> str:
   return "/".join(map(str, parts))
 
 
-def _flat(model: nnx.Module) -> Params:
+def _flat(model: Model) -> Params:
   return {_path(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from mtx.data.cache import CachedMixture
-from mtx.models.build import build
+from mtx.models.build import Model, build
 from mtx.training.parameters import Blueprint, Params, blueprint
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ class Session:
   def blueprint(self, adapter: Callable | None, tasks: int) -> Blueprint:
     """The run's model, with adapters that tell `tasks` tasks apart."""
 
-    def make(rngs: nnx.Rngs) -> nnx.Module:
+    def make(rngs: nnx.Rngs) -> Model:
       model = build(self.config, rngs=rngs)
       if adapter is not None:
         adapter(model, tasks, rngs)

@@ -1,12 +1,12 @@
 """What a training step changes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
 
 from mtx.parallel.rules import optimizer_shardings, replicated
 from mtx.training.parameters import Params
@@ -15,15 +15,15 @@ from mtx.training.parameters import Params
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-  """Attributes:
-  step: updates made so far.
+  """Attributes (arrays; shapes or shardings in the trees that describe a state):
+  step: int32 scalar, updates made so far.
   train: trainable parameters, path -> array; frozen ones are passed to the step beside the state.
   opt: optimizer state of the trainable parameters.
   """
 
-  step: Int[Array, ""]
-  train: Params
-  opt: optax.OptState
+  step: Any
+  train: dict[str, Any]
+  opt: Any
 
 
 def abstract_state(shapes: dict[str, jax.ShapeDtypeStruct], tx: optax.GradientTransformation) -> State:

@@ -186,7 +186,7 @@ def test_random_preprocessors_are_seeded(register, tmp_path):
 def test_a_sentencepiece_model_moves_into_the_cache(register, tmp_path):
   from mtx.tasks.vocabularies import trained
 
-  vocabulary = trained(["one two three four five six"] * 3, 16, dir=tmp_path / "models")
+  vocabulary = trained(["one two three four five six"] * 3, 16, "word", dir=tmp_path / "models")
   mixture = build_mixture(
     register(vocabulary=vocabulary), "reverse", tmp_path / "cache", log=lambda line: None
   )

@@ -12,7 +12,7 @@ TEXTS = ["Sort the numbers 3 1 2.", "naïve café – “quotes”", "", "  two 
 def model(tmp_path_factory):
   from mtx.tasks.vocabularies import trained
 
-  texts = ["sort the numbers : three one two", "translate the word", "which word is odd"] * 5
+  texts = ["sort the numbers : three one two", "translate the word", "which word is odd", "naïve café 12"] * 5
   return Path(trained(texts, 30, dir=tmp_path_factory.mktemp("models")).sentencepiece_model_file)
 
 

@@ -55,7 +55,5 @@ def test_scoring_imports_neither_tensorflow_nor_seqio():
     "import sys; from mtx.tasks.metrics import METRICS; METRICS['rouge_l']([['a']], ['a']);"
     "print([m for m in ('tensorflow', 'seqio') if m in sys.modules])"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
   assert done.stdout.strip() == "[]"

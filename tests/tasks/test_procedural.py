@@ -148,45 +148,49 @@ def test_seqio_tasks_give_ids_references_and_one_token_a_word(family):
       assert json.loads(example["references"]) == [example["targets_pretokenized"].decode()]
 
 
-def test_every_word_of_every_style_is_in_the_vocabulary(family):
+def test_every_word_is_in_the_vocabulary(family):
   procedural, source = family
   assert source.vocabulary.vocab_size <= 150
   for name in TASKS:
-    for style in procedural.STYLES:
-      for example in procedural.examples_of(name, {"train": 30}, instruction=style)["train"]:
-        assert source.vocabulary.unk_id not in source.vocabulary.encode(
-          f"{example['inputs']} {example['targets']}"
-        )
+    for example in procedural.examples_of(name, {"train": 30}, hidden=0.5)["train"]:
+      assert source.vocabulary.unk_id not in source.vocabulary.encode(f"{example['inputs']} {example['targets']}")
 
 
 def test_source_names_the_mixtures_categories_and_metrics(family):
   import seqio
 
   _, source = family
-  mixtures = [
-    {task.name for task in seqio.get_mixture_or_task(m).tasks} for m in (source.train, source.heldout)
-  ]
+  mixtures = [{task.name for task in seqio.get_mixture_or_task(m).tasks} for m in (source.train, source.heldout)]
   assert mixtures == [set(TRAIN), set(HELDOUT)]
   assert set(source.categories) == set(source.metrics) == set(TASKS)
   assert set(source.metrics.values()) == {("exact_match",)}
 
 
-def test_opaque_instruction_of_heldout_tasks_is_in_no_training_prompt(family):
+@pytest.mark.parametrize("hidden", [0.0, 0.25, 0.5, 1.0])
+def test_the_asked_share_of_prompts_hides_the_skills_and_nothing_else_changes(family, hidden):
   procedural, _ = family
-  named = {procedural.examples_of(n, {"train": 1})["train"][0]["inputs"].split()[0] for n in TRAIN}
-  opaque = {
-    procedural.examples_of(n, {"train": 1}, instruction="opaque")["train"][0]["inputs"] for n in TRAIN
-  }
-  new = {procedural.examples_of(n, {"train": 1}, instruction="opaque")["train"][0]["inputs"] for n in HELDOUT}
-  assert {prompt.split()[0] for prompt in new} == {procedural.NEW}
-  assert procedural.NEW not in named | {prompt.split()[0] for prompt in opaque}
-  assert len({prompt.split()[0] for prompt in opaque}) == len(TRAIN)
+  for name, task in TASKS.items():
+    prompts = procedural.examples_of(name, {"train": 40}, hidden=hidden)["train"]
+    named = procedural.examples_of(name, {"train": 40})["train"]
+    assert sum(p["inputs"].startswith(f"{procedural.NEW} {task.domain} :") for p in prompts) == 40 * hidden
+    assert [p["targets"] for p in prompts] == [p["targets"] for p in named]
+    assert [p["inputs"].split(" : ")[1] for p in prompts] == [p["inputs"].split(" : ")[1] for p in named]
+
+
+def test_heldout_prompts_never_say_what_is_asked(family):
+  import seqio
+
+  procedural, source = family
+  for task in seqio.get_mixture_or_task(source.heldout).tasks:
+    for split in task.splits:
+      for example in task.get_dataset(None, split, shuffle=False).as_numpy_iterator():
+        assert example["inputs_pretokenized"].decode().startswith(f"{procedural.NEW} {TASKS[task.name].domain} :")
 
 
 @pytest.mark.parametrize(
   ("arguments", "message", "hint"),
   [
-    ({"instruction": "name"}, "procedural.instruction = 'name'", "did you mean `named`?"),
+    ({"hidden": 1.5}, "procedural.hidden = 1.5", "it is a share, from 0 to 1"),
     ({"examples": 0}, "procedural.examples = 0", "it is a number of examples, at least 1"),
   ],
 )
@@ -197,7 +201,5 @@ def test_wrong_arguments_are_named(family, arguments, message, hint):
 
 
 def test_too_many_examples_name_the_task(family):
-  with pytest.raises(
-    UserError, match=r"procedural: task numbers_larger has some 8\d\d\d inputs, 9000 were asked"
-  ):
+  with pytest.raises(UserError, match=r"procedural: task numbers_larger has some 8\d\d\d inputs, 9000 were asked"):
     family[0].examples_of("numbers_larger", {"train": 9000})

@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from conftest import task, write
+from tiny_checkout import task, write
 
 from mtx.data.build import build_mixture
 from mtx.data.feed import feed, validation_batches
@@ -44,18 +44,14 @@ def test_parts_of_the_encoding_can_be_left_out():
   made = prompt(task(REVERSE, 1), "word7", count=words, inputs_length=100, definition=False, positives=1)
   assert made == " Positive Example 1 -\nInput: moon.\n Output: noom.\n\n" + WHOLE[WHOLE.index("Now") :]
   made = prompt(task(REVERSE, 1), "Ends here!", count=words, inputs_length=100, positives=0)
-  assert made == WHOLE[: WHOLE.index(" Positive")] + WHOLE[WHOLE.index("Now") :].replace(
-    "word7.", "Ends here!"
-  )
+  assert made == WHOLE[: WHOLE.index(" Positive")] + WHOLE[WHOLE.index("Now") :].replace("word7.", "Ends here!")
 
 
 def test_positive_examples_are_added_while_all_fits():
-  """With EOS the whole takes 41 words, without the second example 28, with none 18."""
-  assert words(WHOLE) == 39
   tokens = lambda length: prompt(task(REVERSE, 1), "word7", count=words, inputs_length=length)
-  assert tokens(40) == WHOLE
+  assert tokens(words(WHOLE) + 1) == WHOLE
   first = WHOLE[: WHOLE.index(" Positive Example 2")] + WHOLE[WHOLE.index("Now") :]
-  assert tokens(39) == first and tokens(words(first) + 1) == first
+  assert tokens(words(WHOLE)) == first and tokens(words(first) + 1) == first
   none = WHOLE[: WHOLE.index(" Positive")] + WHOLE[WHOLE.index("Now") :]
   assert tokens(words(first)) == none
   # What is too long even so stays whole: the feed cuts, counts or refuses it.
@@ -71,7 +67,8 @@ def test_tasks_and_mixtures_are_registered(checkout):
   assert source.categories == {REVERSE: "Text Manipulation", PLURAL: "Grammar", RHYME: "Poetry"}
   assert source.metrics[RHYME] == ("rouge_l", "exact_match_normalized", "exact_match")
   superni(str(checkout), examples=30, **SMALL)
-  assert [train.get_rate(each) for each in seqio.MixtureRegistry.get(source.train).tasks] == [30, 20]
+  train = seqio.MixtureRegistry.get(source.train)
+  assert [train.get_rate(each) for each in train.tasks] == [30, 20]
 
 
 def test_splits_are_disjoint_and_test_is_the_first_hundred(checkout, tmp_path):
@@ -139,9 +136,7 @@ def test_two_checkouts_in_one_process_do_not_mix(checkout, tmp_path):
   texts = []
   for root in (checkout, other, checkout):
     source = superni(str(root), **SMALL)
-    texts.append(
-      build_mixture(source, source.train, tmp_path / "cache", **QUIET).tasks[0].splits["train"][0]["text"]
-    )
+    texts.append(build_mixture(source, source.train, tmp_path / "cache", **QUIET).tasks[0].splits["train"][0]["text"])
   assert texts[0] == texts[2] and "Turn the word round" in texts[0] and "Spell it backwards" in texts[1]
 
 
@@ -199,7 +194,7 @@ def test_a_bad_file_is_named_or_skipped(checkout, caplog, content, message):
     superni(str(checkout), **SMALL)
   assert 'superni.on_bad = "skip"' in raised.value.hint
   with caplog.at_level(logging.WARNING):
-    source = superni(str(checkout), on_bad="skip", vocabulary_size=50)
+    source = superni(str(checkout), on_bad="skip", **SMALL)
   assert set(source.categories) == {PLURAL, RHYME}
   assert "left out: tasks/task1_reverse.json" in caplog.text
 
@@ -235,25 +230,18 @@ def test_a_split_that_names_a_task_without_a_file(checkout, caplog):
   with pytest.raises(UserError, match=message):
     superni(str(checkout), **SMALL)
   with caplog.at_level(logging.WARNING):
-    source = superni(str(checkout), on_bad="skip", **{**SMALL, "vocabulary_size": 50})
+    source = superni(str(checkout), on_bad="skip", **SMALL)
   assert set(source.categories) == {PLURAL, RHYME}
   assert "1 tasks of train_tasks.txt have no file" in caplog.text
 
 
 def test_other_bad_settings_are_named(checkout, tmp_path):
-  with pytest.raises(UserError, match="superni.on_bad is 'ignore'"):
+  with pytest.raises(UserError, match=r"superni\.on_bad is 'ignore'"):
     superni(str(checkout), on_bad="ignore")
   with pytest.raises(UserError, match=r"gone\.model is not there"):
     superni(str(checkout), vocabulary=str(tmp_path / "gone.model"))
-  with pytest.raises(UserError, match="a unigram vocabulary of 9000 pieces can not be trained") as raised:
-    superni(str(checkout), vocabulary_size=9000)
-  assert "at most" in raised.value.hint
-
-
-REAL = {
-  "train": ["task023_cosmosqa_question_generation", "task074_squad1.1_question_generation"],
-  "test": ["task033_winogrande_answer_generation", "task1659_title_generation"],
-}
+  with pytest.raises(UserError, match="a unigram vocabulary of 9 pieces can not be trained"):
+    superni(str(checkout), vocabulary_size=9)
 
 
 def test_real_tasks_become_well_filled_batches(shared, tmp_path):
@@ -262,8 +250,7 @@ def test_real_tasks_become_well_filled_batches(shared, tmp_path):
   (root / "tasks").mkdir(parents=True)
   (root / "splits/default").mkdir(parents=True)
   listed = {
-    split: (shared / f"superni/splits/default/{split}_tasks.txt").read_text().split()
-    for split in ("train", "test")
+    split: (shared / f"superni/splits/default/{split}_tasks.txt").read_text().split() for split in ("train", "test")
   }
   for split, number in (("train", 6), ("test", 2)):
     names = listed[split][:: max(1, len(listed[split]) // number)][:number]

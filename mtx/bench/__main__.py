@@ -1,0 +1,96 @@
+"""`python -m mtx.bench [names]`: runs benches and prints one table. Exit code 1 if a target was missed."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from mtx.bench.host import host
+from mtx.bench.memory import memory
+from mtx.bench.packing import packing
+from mtx.bench.pipeline import pipeline
+from mtx.bench.row import Row
+from mtx.bench.train_step import PEERS, train_step
+from mtx.check import versions
+from mtx.errors import UserError, did_you_mean
+
+NAMES = ("train_step", "packing", "host", "pipeline", "memory")
+SHOWN = ("python", "jax", "jaxlib", "flax", "grain")
+
+
+def benches(superni: Path | None, cache: Path) -> dict[str, Callable[[], Row]]:
+  """Every bench by name, ready to run."""
+  data = {"superni": superni, "cache": cache}
+  made = (train_step, partial(packing, **data), partial(host, **data), partial(pipeline, **data), memory)
+  return dict(zip(NAMES, made, strict=True))
+
+
+def table(rows: Sequence[Row]) -> Table:
+  """One line a bench."""
+  shown = Table(title="mtx.bench", show_lines=True)
+  for name in ("bench", "ours", "peer", "ratio", "target", "met", "how"):
+    shown.add_column(name, justify="right" if name in ("ours", "peer", "ratio") else "left", overflow="fold")
+  for row in rows:
+    met = "-" if row.met is None else "[green]yes[/]" if row.met else "[bold red]no[/]"
+    ours, peer = (_quantity(value, row.unit) for value in (row.ours, row.peer))
+    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    shown.add_row(row.name, ours, peer, ratio, str(row.target), met, row.detail)
+  return shown
+
+
+def _quantity(value: float | None, unit: str) -> str:
+  return "-" if value is None else f"{value:,.{0 if value >= 100 else 2}f} {unit}"
+
+
+def machine() -> str:
+  """Versions, devices and how busy the processor is: other work on it makes numbers smaller and ratios noisier."""
+  found = versions()
+  names = [f"{name} {found[name]}" for name in SHOWN]
+  for name in PEERS:
+    try:
+      names.append(f"{name} {metadata.version(name)}")
+    except metadata.PackageNotFoundError:
+      names.append(f"{name} not installed")
+  devices = jax.devices()
+  load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+  return f"{', '.join(names)}\n{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {load}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  given = os.environ.get("SUPERNI_DIR")
+  parser = argparse.ArgumentParser(prog="python -m mtx.bench", description="Speed and memory, as ratios in one run.")
+  parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
+  parser.add_argument("--superni", type=Path, default=Path(given) if given else None, metavar="DIR",
+                      help="Super-NaturalInstructions checkout; default $SUPERNI_DIR")  # fmt: skip
+  parser.add_argument("--cache", type=Path, default=Path(".cache/mtx"), metavar="DIR", help="tokenised tasks")
+  arguments = parser.parse_args(argv)
+  console = Console(highlight=False)
+  rows = []
+  try:
+    chosen = benches(arguments.superni, arguments.cache)
+    for name in arguments.names:
+      if name not in chosen:
+        raise UserError(f"no bench {name!r}.", hint=did_you_mean(name, NAMES))
+    console.print(machine())
+    for name in arguments.names or NAMES:
+      start = time.perf_counter()
+      rows.append(chosen[name]())
+      console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+  except UserError as error:
+    print(f"mtx: {error}", file=sys.stderr)
+    return 2
+  console.print(table(rows))
+  console.print(machine().splitlines()[-1])
+  return int(any(row.met is False for row in rows))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

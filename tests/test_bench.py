@@ -1,0 +1,81 @@
+"""The benches run, on sizes that say nothing about speed."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtx.bench import __main__ as command
+from mtx.bench import packing
+from mtx.bench.clock import interleaved
+from mtx.bench.host import host
+from mtx.bench.memory import memory
+from mtx.bench.pipeline import pipeline
+from mtx.bench.row import Target, compared, measured, skipped
+from mtx.bench.train_step import peft_poly, train_step
+from mtx.bench.trainer import Shape
+
+SMALL = Shape(preset="t5_micro", vocabulary=384, inputs=16, targets=8, skills=2, splits=2, rank=2)
+
+
+def test_ratios_are_judged_by_their_targets():
+  assert compared("speed", "tokens/s", 12.0, 10.0, Target(1.2), "").met
+  assert not compared("size", "MB", 7.0, 10.0, Target(0.6, at_most=True), "").met
+  assert measured("time", "ms", 2.0, Target(2.0, at_most=True), "").met
+  row = skipped("speed", "tokens/s", Target(1.2), "no peer")
+  assert row.met is None and row.ratio is None
+
+
+def test_contestants_take_turns():
+  calls = []
+  runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+  seconds = interleaved(runs, 2)
+  assert calls == ["a", "b", "a", "b", "b", "a"]
+  assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_every_bench_has_its_file():
+  assert set(command.benches(None, None)) == set(command.NAMES)
+  for name in command.NAMES:
+    assert __import__(f"mtx.bench.{name}", fromlist=[name]).NAME == name
+
+
+def test_benches_without_peers_and_data(monkeypatch):
+  monkeypatch.setattr("mtx.bench.train_step.find_spec", lambda name: None)
+  rows = [train_step(SMALL, repeats=1), packing.packing(superni=None), memory(SMALL)]
+  rows += [host(SMALL, steps=5), pipeline(SMALL, batches=2, repeats=1)]
+  assert [row.name for row in rows] == ["train_step", "packing", "memory", "host", "pipeline"]
+  assert "not installed" in rows[0].detail and rows[0].ours > 0
+  assert "SUPERNI_DIR" in rows[1].detail
+  assert rows[2].ratio < 1 and rows[3].ours > 0 and rows[4].ratio > 0
+  console = Console(width=200, file=io.StringIO())
+  console.print(command.table(rows))
+  assert all(row.name in console.file.getvalue() for row in rows)
+
+
+def test_peer_has_our_sites_and_trains_only_adapters():
+  for name in ("torch", "transformers", "peft"):
+    pytest.importorskip(name)
+  from mtx.bench.trainer import routed
+
+  step = peft_poly(SMALL)
+  step()
+  held = dict(zip(step.__code__.co_freevars, (cell.cell_contents for cell in step.__closure__), strict=True))
+  trained = sum(p.numel() for p in held["trainable"])
+  assert trained == sum(s.size for s in routed(SMALL).shapes.values())
+
+
+def test_padded_batches_keep_every_token():
+  segments = np.zeros((2, 128), np.int32)
+  segments[0, :40] = 1
+  batch = {f"{side}_segment_ids": segments for side in ("encoder", "decoder")}
+  trimmed = packing.trimmed(batch)
+  assert trimmed["encoder_segment_ids"].shape == (2, 64)
+  assert packing.real_tokens(trimmed) == 80
+  assert packing.longest_slots(batch) == 160 and packing.slots_of(trimmed) == 256
+
+
+def test_an_unknown_bench_is_named(capsys):
+  assert command.main(["memry"]) == 2
+  assert "memory" in capsys.readouterr().err
