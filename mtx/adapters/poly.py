@@ -9,6 +9,7 @@ import gin
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mtx.errors import UserError
@@ -56,8 +57,9 @@ class MHR(nnx.Module):
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
     w = mixture(self.router[...])[ctx.task_ids].astype(x.dtype)
-    a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
-    return (_per_row if ctx.task_ids.ndim == 1 else _per_token)(x, a, b, w) / self.rank
+    # The scale goes on the small factor, not on the output.
+    a, b = self.a[...].astype(x.dtype), (self.b[...] / self.rank).astype(x.dtype)
+    return (_per_row if ctx.task_ids.ndim == 1 else _per_token)(x, a, b, w)
 
 
 def router_init(key, shape, dtype=jnp.float32) -> Float[Array, "task split skill"]:
@@ -76,7 +78,7 @@ def _per_row(x, a, b, w):
   rows, _, din = x.shape
   mixed_a = jnp.einsum("bqs,qsdr->bqdr", w, a).reshape(rows, din, -1)
   mixed_b = jnp.einsum("bqs,qsre->brqe", w, b).reshape(rows, b.shape[2], -1)
-  return (x @ mixed_a) @ mixed_b
+  return checkpoint_name(x @ mixed_a, "low_rank") @ mixed_b
 
 
 def _per_token(x, a, b, w):

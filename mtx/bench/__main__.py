@@ -28,9 +28,13 @@ SHOWN = ("python", "jax", "jaxlib", "flax", "grain")
 
 def benches(superni: Path | None, cache: Path) -> dict[str, Callable[[], Row]]:
   """Every bench by name, ready to run."""
-  data = {"superni": superni, "cache": cache}
-  made = (train_step, partial(packing, **data), partial(host, **data), partial(pipeline, **data), memory)
-  return dict(zip(NAMES, made, strict=True))
+  return {
+    "train_step": train_step,
+    "packing": partial(packing, superni=superni, cache=cache),
+    "host": partial(host, superni=superni, cache=cache),
+    "pipeline": partial(pipeline, superni=superni, cache=cache),
+    "memory": memory,
+  }
 
 
 def table(rows: Sequence[Row]) -> Table:

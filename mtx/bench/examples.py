@@ -20,7 +20,7 @@ def missing(superni: Path | None) -> str:
 
 def mixture(superni: Path | None, cache: Path | None, scratch: Path) -> tuple[CachedMixture, str]:
   """(a training mixture, what it is). A cache that is built once serves later runs; random examples go to `scratch`."""
-  if not missing(superni):
+  if superni is not None and not missing(superni):
     return real(superni, cache or scratch), "Super-NaturalInstructions"
   return random(scratch), "random tokens"
 

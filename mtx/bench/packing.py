@@ -28,8 +28,8 @@ def packing(
   Both draw from the same tasks at the same rates. A packed batch has as many rows as hold 16 examples on average, so
   updates are worth the same.
   """
-  if why := missing(superni):
-    return skipped(NAME, UNIT, TARGET, why)
+  if superni is None or missing(superni):
+    return skipped(NAME, UNIT, TARGET, missing(superni))
   with tempfile.TemporaryDirectory() as folder:
     source = real(superni, cache or Path(folder))
     config = PRESETS[preset]()

@@ -9,14 +9,19 @@ from mtx.bench.clock import interleaved
 from mtx.bench.examples import mixture
 from mtx.bench.packing import real_tokens
 from mtx.bench.row import Row, Target, compared
-from mtx.bench.trainer import Shape, routed
+from mtx.bench.trainer import T5_SMALL, Shape, routed
 from mtx.data.feed import feed
 
 NAME, UNIT, TARGET = "pipeline", "tokens/s", Target(5.0)
 
 
 def pipeline(
-  shape: Shape = Shape(), *, batches: int = 100, repeats: int = 3, superni: Path | None = None, cache: Path | None = None
+  shape: Shape = T5_SMALL,
+  *,
+  batches: int = 100,
+  repeats: int = 3,
+  superni: Path | None = None,
+  cache: Path | None = None,
 ) -> Row:
   """Real tokens/s of the feed alone over those that the MHR step would take if all rows were full.
 

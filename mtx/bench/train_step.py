@@ -10,14 +10,14 @@ import numpy as np
 
 from mtx.bench.clock import interleaved
 from mtx.bench.row import Row, Target, compared, skipped
-from mtx.bench.trainer import Shape, routed
+from mtx.bench.trainer import T5_SMALL, Shape, routed
 
 NAME, UNIT, TARGET = "train_step", "tokens/s", Target(1.2)
 PEERS = ("torch", "transformers", "peft")
 SITES = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]  # every projection of every block, as `ADAPTED` selects
 
 
-def train_step(shape: Shape = Shape(), *, repeats: int = 5) -> Row:
+def train_step(shape: Shape = T5_SMALL, *, repeats: int = 5) -> Row:
   """Tokens/s of one update, forward to optimizer, base frozen. Every row is full, so padding plays no part."""
   trainer, batch = routed(shape), shape.random_batch()
   contestants: dict[str, Callable[[], object]] = {"ours": lambda: trainer(batch)}
@@ -54,20 +54,20 @@ def peft_poly(shape: Shape) -> Callable[[], None]:
   torch.set_num_threads(os.cpu_count() or 1)
   torch.manual_seed(0)
   c = shape.config()
-  sizes = T5Config(
-    vocab_size=c.vocab_size,
-    d_model=c.d_model,
-    d_kv=c.d_kv,
-    d_ff=c.d_ff,
-    num_layers=c.encoder_layers,
-    num_decoder_layers=c.decoder_layers,
-    num_heads=c.heads,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=c.tied_head,
-    dropout_rate=c.dropout,
-    decoder_start_token_id=0,
-    use_cache=False,
-  )
+  sizes = {
+    "vocab_size": c.vocab_size,
+    "d_model": c.d_model,
+    "d_kv": c.d_kv,
+    "d_ff": c.d_ff,
+    "num_layers": c.encoder_layers,
+    "num_decoder_layers": c.decoder_layers,
+    "num_heads": c.heads,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": c.tied_head,
+    "dropout_rate": c.dropout,
+    "decoder_start_token_id": 0,
+    "use_cache": False,
+  }
   poly = PolyConfig(
     task_type=TaskType.SEQ_2_SEQ_LM,
     poly_type="poly",
@@ -77,7 +77,7 @@ def peft_poly(shape: Shape) -> Callable[[], None]:
     n_splits=shape.splits,
     target_modules=SITES,
   )
-  model = get_peft_model(T5ForConditionalGeneration(sizes), poly)
+  model = get_peft_model(T5ForConditionalGeneration(T5Config(**sizes)), poly)
   model.train()
   trainable = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trainable, lr=1e-3, weight_decay=0.0)

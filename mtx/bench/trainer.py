@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 from mtx.adapters.poly import MHR
 from mtx.adapters.site import inject
 from mtx.data.convert import padded
-from mtx.models.build import build
+from mtx.models.build import Model, build
 from mtx.models.sizes import PRESETS
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import make_mesh
 from mtx.parallel.rules import place, replicated
 from mtx.training.optimizer import optimizer
 from mtx.training.parameters import blueprint, partition
-from mtx.training.state import State, abstract_state, initial_state, state_shardings
+from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
 
 Batch = Mapping[str, np.ndarray]
@@ -48,9 +48,8 @@ class Shape:
     return self.batch * (self.inputs + self.targets)
 
   def __str__(self) -> str:
-    return (
-      f"{self.preset} encdec float32, {self.vocabulary} pieces, batch {self.batch}, {self.inputs} in / {self.targets} out"
-    )
+    rows = f"batch {self.batch}, {self.inputs} in / {self.targets} out"
+    return f"{self.preset} encdec float32, {self.vocabulary} pieces, {rows}"
 
   def config(self) -> ConfigDict:
     config = PRESETS[self.preset]()
@@ -60,7 +59,7 @@ class Shape:
   def examples(self) -> list[dict[str, np.ndarray]]:
     """Random tokens, no padding: every contestant gets these."""
     rng = np.random.default_rng(0)
-    tokens = lambda length: rng.integers(3, self.vocabulary, length).astype(np.int32)
+    tokens = lambda length: rng.integers(3, self.vocabulary, length, np.int32)
     return [{"inputs": tokens(self.inputs), "targets": tokens(self.targets)} for _ in range(self.batch)]
 
   def task_ids(self) -> list[int]:
@@ -68,6 +67,9 @@ class Shape:
 
   def random_batch(self) -> Batch:
     return padded(self.examples(), "encdec", self.inputs, self.targets, self.task_ids(), rows=self.batch)
+
+
+T5_SMALL = Shape()
 
 
 class Trainer:
@@ -81,7 +83,7 @@ class Trainer:
   """
 
   def __init__(self, config: ConfigDict, tasks: int, rates: Mapping[str, float], adapter: Callable | None = None):
-    def make(rngs: nnx.Rngs) -> nnx.Module:
+    def make(rngs: nnx.Rngs) -> Model:
       model = build(config, rngs=rngs)
       if adapter is not None:
         inject(model, tasks, rngs, pattern=ADAPTED, method=adapter)
@@ -126,6 +128,7 @@ class Trainer:
   def bytes(self, batch: Batch) -> int:
     """Most device memory that one step needs, by the compiler's own account."""
     m = self.compiled(batch).memory_analysis()
+    assert m is not None, "this backend has no memory analysis"
     return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
 
 

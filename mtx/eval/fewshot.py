@@ -18,7 +18,7 @@ from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.optimizer import optimizer
-from mtx.training.parameters import count, first_match, partition
+from mtx.training.parameters import Blueprint, count, first_match, partition
 from mtx.training.session import Carried, Row, Session, rerouted
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
@@ -40,7 +40,7 @@ class FewShot:
   mixture: str = "heldout"
   methods: Sequence[str] = tuple(ADAPTATIONS)
   shots: int = 32
-  steps: int = 100
+  steps: int = 60
   learning_rates: Mapping[str, float] = gin.REQUIRED
   name: str = "fewshot"
 
@@ -52,7 +52,8 @@ class FewShot:
       )
     tasks = session.mixture(self.mixture).tasks
     model = session.blueprint(before.adapter, 1)
-    evaluation = Evaluation()  # for its cache of generators only; what is scored is decided here
+    # The run's own evaluation: it has compiled decoding for one router row already.
+    evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
     for name in self.methods:
       if name not in ADAPTATIONS:
         raise UserError(f"binding `fewshot.methods`: no method {name!r}.", hint=did_you_mean(name, ADAPTATIONS))
@@ -74,11 +75,16 @@ class FewShot:
       )
     groups = [(p, count({k: s for k, s in shapes.items() if first_match(rates, k) == p}), r) for p, r in rates.items()]
     session.reporter.trainable(f"{self.name} {name}, one task", groups, count(model.shapes) - count(shapes))
-    adapt = Adapter(session, before, model, shapes, rates, self.steps, adaptation)
+    drawn = {task.name: shots(task, self.shots, session.seed) for task in tasks}
+    lengths = [
+      min(limit, round_up(max(len(e[side]) for examples in drawn.values() for e in examples)))
+      for side, limit in (("inputs", session.inputs_length), ("targets", session.targets_length))
+    ]
+    adapt = Adapter(session, before, model, shapes, rates, self.steps, adaptation, lengths)
     with session.reporter.progress(f"{self.name} {name}", len(tasks), 0) as progress:
       for i, task in enumerate(tasks, 1):
         if task.name not in done:
-          params, loss = adapt(shots(task, self.shots, session.seed), session.key(self.name, name, task.name))
+          params, loss = adapt(drawn[task.name], session.key(self.name, name, task.name))
           carried = Carried(model, params, before.adapter, (task.name,), True)
           generator = evaluation.generator(session, carried)
           common = {"stage": self.name, "method": name, "split": "heldout", "step": self.steps, "seed": session.seed}
@@ -92,7 +98,18 @@ class FewShot:
 class Adapter:
   """The compiled adaptation of one method, used for every task: full-batch steps on the shots."""
 
-  def __init__(self, session: Session, before: Carried, model, shapes, rates, steps: int, adaptation: Adaptation):
+  def __init__(
+    self,
+    session: Session,
+    before: Carried,
+    model: Blueprint,
+    shapes: Mapping,
+    rates: Mapping[str, float],
+    steps: int,
+    adaptation: Adaptation,
+    lengths: Sequence[int],
+  ):
+    self._inputs_length, self._targets_length = lengths
     self._session, self._before, self._model = session, before, model
     self._shapes, self._steps, self._adaptation = shapes, steps, adaptation
     shardings = model.shardings(session.mesh)
@@ -123,12 +140,17 @@ class Adapter:
     return convert.padded(
       examples,
       s.config.architecture,
-      s.inputs_length,
-      s.targets_length,
+      self._inputs_length,
+      self._targets_length,
       [0] * len(examples),
       eos_id=eos,
       rows=-(-len(examples) // batch_ways(s.mesh)) * batch_ways(s.mesh),
     )
+
+
+def round_up(length: int, multiple: int = 8) -> int:
+  """The length that all tasks' shots are padded to: one shape, one compile, little padding."""
+  return -(-length // multiple) * multiple
 
 
 def shots(task: CachedTask, number: int, seed: int) -> list[Example]:

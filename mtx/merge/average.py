@@ -21,12 +21,15 @@ def average(base: Tree, experts: Sequence[Tree], *, scale: float = 1.0) -> Tree:
     scale: lambda of task arithmetic over the mean task vector.
 
   Raises:
-    UserError: names the first parameter that an expert lacks or has in another shape.
+    UserError: no experts; or names the first parameter that an expert lacks or has in another shape.
   """
+  if not experts:
+    raise UserError("nothing to average: there are no experts.")
   for i, expert in enumerate(experts):
     for path in sorted(base.keys() | expert.keys()):
       ours, theirs = base.get(path), expert.get(path)
       if ours is None or theirs is None or ours.shape != theirs.shape:
         shape = lambda x: "absent" if x is None else x.shape
         raise UserError(f"expert {i}: parameter {path} is {shape(theirs)}, in the base {shape(ours)}.")
-  return {p: b + scale * (jnp.mean(jnp.stack([e[p] for e in experts]), 0) - b) for p, b in base.items()}
+  # The mean of differences, not the difference of means: experts that are the base give it back bitwise.
+  return {p: b + scale * jnp.mean(jnp.stack([e[p] - b for e in experts]), 0) for p, b in base.items()}

@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mtx.models.context import Context
 
 Axes = tuple[str | None, ...]
+# What a layer keeps for its backward pass (`jax.ad_checkpoint.checkpoint_name`). The rest, attention weights foremost, is
+# computed again from these: that takes less time than writing and reading it, and half of the memory.
+SAVED = ("projection", "low_rank")
 
 
 def param(init, shape: tuple[int, ...], axes: Axes, rngs: nnx.Rngs) -> nnx.Param:
@@ -26,7 +30,9 @@ class Dense(nnx.Module):
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
     y = x @ self.kernel[...].astype(x.dtype)
-    return y if self.adapter is None else y + self.adapter(x, ctx).astype(x.dtype)
+    if self.adapter is not None:
+      y = y + self.adapter(x, ctx).astype(x.dtype)
+    return checkpoint_name(y, "projection")
 
 
 class RMSNorm(nnx.Module):

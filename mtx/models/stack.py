@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtx.models.attention import Attention, RelativeBias, write
 from mtx.models.context import Context
-from mtx.models.layers import Dense, RMSNorm, dropout
+from mtx.models.layers import SAVED, Dense, RMSNorm, dropout
 from pallas_kernels.attention.api import Mask
 
 
@@ -107,8 +107,8 @@ class Stack(nnx.Module):
       block, key, cache = layer
       return block(x, ctx.with_key(key), mask, bias, source=source, cache=cache, index=index)
 
-    if self.remat:
-      body = jax.checkpoint(body, prevent_cse=False)
+    policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*SAVED)
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     xs = (self.layers, None if keys is None else keys[: self.depth], cache)
     x, cache = jax.lax.scan(body, x, xs, unroll=self.unroll)
     x = self.norm(x)

@@ -139,11 +139,11 @@ SKILLS: dict[str, Callable[[Tokens], Tokens]] = {
 
 
 def _digits(random: Random) -> Tokens:
-  return random.choices(DIGITS, k=random.randint(3, 5))
+  return random.choices(DIGITS, k=random.randint(3, 4))
 
 
 def _letters(random: Random) -> Tokens:
-  return random.choices(LETTERS, k=random.randint(3, 5))
+  return random.choices(LETTERS, k=random.randint(3, 4))
 
 
 def _number(random: Random) -> Tokens:
@@ -156,7 +156,7 @@ def _two_numbers(random: Random) -> Tokens:
 
 
 def _table(random: Random) -> Tokens:
-  names = random.sample(LETTERS, random.randint(3, 4))
+  names = random.sample(LETTERS, random.randint(2, 3))
   return [token for name in names for token in (name, random.choice(DIGITS))]
 
 

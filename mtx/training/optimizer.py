@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import gin
 import jax
+import jax.numpy as jnp
 import optax
 
 from mtx.errors import UserError, did_you_mean
@@ -23,7 +24,8 @@ def schedule(kind: str, peak: float, steps: int, warmup: int) -> optax.Schedule:
     "constant": optax.constant_schedule(peak),
     "linear": optax.linear_schedule(peak, 0.0, rest),
     "cosine": optax.cosine_decay_schedule(peak, rest),
-    "rsqrt": lambda n: peak * (max(warmup, 1) / (n + max(warmup, 1))) ** 0.5,
+    # join_schedules asks during warm-up too, with n < 0.
+    "rsqrt": lambda n: peak * (max(warmup, 1) / (jnp.maximum(n, 0) + max(warmup, 1))) ** 0.5,
   }
   if not warmup:
     return decays[kind]
@@ -80,8 +82,13 @@ _schedule = schedule  # the binding of the same name hides it above
 def _rule(algorithm: str, rate: optax.Schedule, decay: float) -> optax.GradientTransformation:
   if algorithm == "adamw":
     return optax.adamw(rate, weight_decay=decay)
-  # multiply_by_parameter_scale off: a router that starts at 1e-3 would otherwise never move.
-  return optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None, clipping_threshold=1.0)
+  # multiply_by_parameter_scale off: a router that starts at 1e-3 would otherwise never move. The rate comes last,
+  # because optax.adafactor's own decay is not multiplied by it, as AdamW's is.
+  return optax.chain(
+    optax.adafactor(None, multiply_by_parameter_scale=False, clipping_threshold=1.0),
+    optax.add_decayed_weights(-decay),
+    optax.scale_by_learning_rate(rate, flip_sign=False),
+  )
 
 
 def check_rules(patterns: Iterable[str], paths: Iterable[str]) -> None:

@@ -68,6 +68,8 @@ class Pair:
         eos_token_id=None,
       )
     ).eval()
+    if not tied:  # transformers 5 shares the table even so, and only leaves out the scale
+      self.theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(c.vocab_size, c.d_model))
     with torch.no_grad():
       # Norms and biases start at values that hide mistakes; a strong embedding repeats one token for ever.
       for name, p in self.theirs.named_parameters():

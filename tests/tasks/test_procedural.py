@@ -183,8 +183,8 @@ def test_heldout_prompts_never_say_what_is_asked(family):
   procedural, source = family
   for task in seqio.get_mixture_or_task(source.heldout).tasks:
     for split in task.splits:
-      for example in task.get_dataset(None, split, shuffle=False).as_numpy_iterator():
-        assert example["inputs_pretokenized"].decode().startswith(f"{procedural.NEW} {TASKS[task.name].domain} :")
+      for example in task.source.get_dataset(split, shuffle=False).as_numpy_iterator():
+        assert example["inputs"].decode().startswith(f"{procedural.NEW} {TASKS[task.name].domain} :")
 
 
 @pytest.mark.parametrize(

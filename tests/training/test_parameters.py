@@ -1,0 +1,79 @@
+"""A model as one flat dict: complete, born sharded, the same on any mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtx.adapters.poly import MHR
+from mtx.adapters.site import inject
+from mtx.models.layers import RMSNorm
+from mtx.models.stack import GatedMLP, stacked
+from mtx.training.parameters import blueprint, count, first_match, partition
+
+
+class Layers(nnx.Module):
+  """Two stacked layers with an adapter, and a norm: every kind of parameter, few to compile."""
+
+  def __init__(self, rngs):
+    self.layers = stacked(lambda r: GatedMLP(16, 32, rngs=r), 2, rngs)
+    self.norm = RMSNorm(16, epsilon=1e-6, rngs=rngs)
+    inject(self, 3, rngs, pattern=".*/wo", method=MHR)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return blueprint(Layers)
+
+
+@pytest.fixture(scope="module")
+def born(model, mesh8):
+  return model.initialise(jax.random.key(0), mesh8)
+
+
+def test_born_sharded(model, born, mesh8):
+  """Every parameter lies as its rule says from the start: a device holds a quarter of a kernel."""
+  shardings = model.shardings(mesh8)
+  assert born.keys() == model.shapes.keys()
+  for path, value in born.items():
+    assert value.sharding == shardings[path], path
+    assert value.dtype == jnp.float32
+  assert born["layers/wi_0/kernel"].addressable_shards[0].data.shape == (2, 8, 16)
+
+
+def test_mesh_changes_no_value(model, born, mesh1):
+  """One key, one model: bitwise on one device and on eight."""
+  for path, value in model.initialise(jax.random.key(0), mesh1).items():
+    np.testing.assert_array_equal(value, born[path], err_msg=path)
+
+
+def test_layers_start_apart(born):
+  """Layers of a stack and factors of skills are drawn one by one; norms are one, B is zero."""
+  for path, value in born.items():
+    if path == "norm/scale":
+      np.testing.assert_array_equal(value, 1.0)
+    elif path.endswith("/b"):
+      np.testing.assert_array_equal(value, 0.0)
+    else:
+      assert len(np.unique(value)) == value.size, path
+
+
+def test_merge_is_the_module(model, born):
+  """The module over the dict holds these very values, and the dict read back from it is the same."""
+  module = model.merge(born)
+  assert module.layers.wo.adapter.a[...] is born["layers/wo/adapter/a"]
+  read = {"/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+  assert read.keys() == born.keys() and all(read[p] is born[p] for p in born)
+
+
+def test_partition_is_exact(model):
+  """A whole path matches or it does not; the first rule counts; the two parts are everything."""
+  rules = {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-3}
+  train, frozen = partition(model.shapes, rules)
+  assert set(train) == {f"layers/wo/adapter/{part}" for part in ("a", "b", "router")}
+  assert {**train, **frozen} == model.shapes and not train.keys() & frozen.keys()
+  assert first_match(rules, "layers/wo/adapter/router") == r".*/adapter/router"
+  assert first_match(rules, "layers/wo/adapter/a") == r".*/adapter/.*"
+  assert first_match({"adapter": 1.0}, "layers/wo/adapter/a") is None
+  assert count(train) + count(frozen) == count(model.shapes) == sum(s.size for s in model.shapes.values())
