@@ -26,15 +26,20 @@ class Evaluation:
     mixtures: "train", "heldout", or names of mixtures.
     examples: of each task, the first ones.
     sample: of each task in evaluations during a stage; 0 = none.
+    before: whether to evaluate what a stage starts from, too.
   """
 
-  def __init__(self, mixtures: Sequence[str] = ("heldout",), examples: int = 100, sample: int = 8):
-    self.mixtures, self.examples, self.sample = mixtures, examples, sample
+  def __init__(
+    self, mixtures: Sequence[str] = ("heldout",), examples: int = 100, sample: int = 8, before: bool = True
+  ):
+    self.mixtures, self.examples, self.sample, self.before = mixtures, examples, sample, before
     self._generators: dict = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
     """Rows of all mixtures; predictions of a full evaluation are written beside the stage's checkpoints."""
     limit = self.sample if quick else self.examples
+    if step == 0 and not self.before:
+      return []
     rows: list[Row] = []
     for name in self.mixtures if limit else ():
       mixture = session.mixture(name)

@@ -18,7 +18,7 @@ from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.optimizer import optimizer
-from mtx.training.parameters import Blueprint, count, first_match, partition
+from mtx.training.parameters import Blueprint, count, rule_for, partition
 from mtx.training.session import Carried, Row, Session, rerouted
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
@@ -66,14 +66,14 @@ class FewShot:
       session.reporter.note(f"{self.name}: {name} complete, {len(tasks)} tasks loaded")
       return
     rates = {pattern: rate for pattern, rate in self.learning_rates.items()}
-    chosen = {p: s for p, s in model.shapes.items() if first_match({adaptation.trainable: 1.0}, p)}
+    chosen = {p: s for p, s in model.shapes.items() if rule_for({adaptation.trainable: 1.0}, p)}
     shapes, _ = partition(chosen, rates)
     if not shapes:
       raise UserError(
         f"binding `fewshot.learning_rates`: no pattern matches what {name} trains ({adaptation.trainable}).",
         hint="its parameters are: " + " ".join(sorted(chosen)),
       )
-    groups = [(p, count({k: s for k, s in shapes.items() if first_match(rates, k) == p}), r) for p, r in rates.items()]
+    groups = [(p, count({k: s for k, s in shapes.items() if rule_for(rates, k) == p}), r) for p, r in rates.items()]
     session.reporter.trainable(f"{self.name} {name}, one task", groups, count(model.shapes) - count(shapes))
     drawn = {task.name: shots(task, self.shots, session.seed) for task in tasks}
     lengths = [

@@ -67,13 +67,14 @@ def fit(
         elapsed = time.perf_counter() - clock
         for i, values in fetched:
           log(i, {**values, "tokens_per_second": tokens / elapsed, "steps_per_second": len(fetched) / elapsed})
-        pending, tokens = [], 0
+        pending, tokens, clock = [], 0, time.perf_counter()
       if due(every.save):
         save(state, n, batches.get_state())
       if due(every.evaluate) and not stop.asked:
+        jax.block_until_ready(state)  # steps in flight are training time, the rest is not
+        paused = time.perf_counter()
         evaluate(state, n)
-      if due(every.log) or due(every.evaluate):
-        clock = time.perf_counter()
+        clock += time.perf_counter() - paused
       if stop.asked:
         break
   if stop.asked:

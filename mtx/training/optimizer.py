@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mtx.errors import UserError, did_you_mean
-from mtx.training.parameters import first_match
+from mtx.training.parameters import rule_for
 
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 ALGORITHMS = ("adamw", "adafactor")
@@ -50,12 +50,12 @@ def optimizer(
 
   Args:
     shapes: the trainable parameters, path -> shape. Every one must match a rule.
-    learning_rates: regex over whole paths -> peak learning rate; the first match counts.
+    learning_rates: regex over whole paths -> peak learning rate; the longest pattern that matches counts.
     steps: length of the schedule.
     algorithm: "adamw", or "adafactor" without parameter scaling (Shazeer and Stern 2018, arXiv 1804.04235).
     schedule: "constant", "linear", "cosine" or "rsqrt", after `warmup` steps of linear warm-up.
     clip: global norm over all trainable parameters; 0 = off.
-    weight_decay: regex over whole paths -> decoupled decay; no match = none. Routers should not decay.
+    weight_decay: likewise, decoupled decay; no match = none. Routers should not decay.
 
   Raises:
     UserError: unknown algorithm or schedule.
@@ -65,7 +65,7 @@ def optimizer(
   decay = weight_decay or {}
   labels, groups = {}, {}
   for path in shapes:
-    pattern, decay_pattern = first_match(learning_rates, path), first_match(decay, path)
+    pattern, decay_pattern = rule_for(learning_rates, path), rule_for(decay, path)
     assert pattern is not None, path
     label = f"{pattern} {decay_pattern}"
     labels[path] = label

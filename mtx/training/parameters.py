@@ -1,7 +1,7 @@
 """A model as a graph definition plus one flat dict, path -> array: what crosses `jax.jit`, matches regexes and is saved."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -64,14 +64,18 @@ def _flat(model: Model) -> Params:
   return {_path(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def first_match(rules: Mapping[str, float], path: str) -> str | None:
-  """The first pattern whose regex matches the whole path."""
-  return next((pattern for pattern in rules if re.fullmatch(pattern, path)), None)
+def rule_for(rules: Iterable[str], path: str) -> str | None:
+  """The longest pattern whose regex matches the whole path.
+
+  Not the first one: gin writes the keys of a dict in alphabetical order, and a run that is repeated from its operative
+  config must train the same parameters at the same rates.
+  """
+  return max((r for r in rules if re.fullmatch(r, path)), key=lambda r: (len(r), r), default=None)
 
 
 def partition(params: Mapping, rules: Mapping[str, float]) -> tuple[dict, dict]:
   """(trainable, frozen): a parameter that no rule names is frozen (the convention of big_vision's optax.py)."""
-  hit = {p for p in params if first_match(rules, p) is not None}
+  hit = {p for p in params if rule_for(rules, p) is not None}
   return {p: v for p, v in params.items() if p in hit}, {p: v for p, v in params.items() if p not in hit}
 
 

@@ -18,7 +18,7 @@ from mtx.parallel.rules import place
 from mtx.training.checkpoint import Checkpoints, Record
 from mtx.training.loop import Every, fit
 from mtx.training.optimizer import check_rules, optimizer
-from mtx.training.parameters import Blueprint, count, first_match, partition
+from mtx.training.parameters import Blueprint, count, rule_for, partition
 from mtx.training.session import Carried, Session
 from mtx.training.state import State, abstract_state, initial_state, state_shardings
 from mtx.training.step import make_loss, make_step
@@ -35,7 +35,7 @@ class Stage:
 
   Attributes:
     steps: updates.
-    learning_rates: regex over whole parameter paths -> peak learning rate; no match = frozen.
+XX
     mixture: "train", "heldout", or the name of a SeqIO mixture.
     adapter: None, or `@adapter` to inject adapters before training.
     optimizer: the update rule; `@NAME/optimizer` gives a stage its own settings.
@@ -183,7 +183,7 @@ class Stage:
   def _announce(self, session: Session, shapes: Mapping, frozen: Mapping) -> None:
     groups = []
     for pattern, rate in self.learning_rates.items():
-      members = {p: s for p, s in shapes.items() if first_match(self.learning_rates, p) == pattern}
+      members = {p: s for p, s in shapes.items() if rule_for(self.learning_rates, p) == pattern}
       groups.append((pattern, count(members), rate))
     session.reporter.trainable(self.name, groups, count(frozen))
 

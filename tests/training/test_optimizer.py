@@ -64,8 +64,8 @@ def test_schedules(kind, warmup, values):
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adafactor"])
 def test_groups_have_their_own_rates(params, grads, algorithm):
-  """The first step of either algorithm moves every entry by its group's rate; the first rule that matches counts."""
-  update, _ = updates(params, grads, algorithm=algorithm, clip=0)
+  """The first step of either algorithm moves every entry by its group's rate; the longest pattern counts."""
+  update, _ = updates(params, grads, RATES, algorithm=algorithm, clip=0)
   for path, rate in {ROUTER: 0.1, A: 1e-3, B: 1e-3}.items():
     np.testing.assert_allclose(update[path], -rate * np.sign(grads[path]), rtol=2e-2, err_msg=path)
 

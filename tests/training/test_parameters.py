@@ -10,7 +10,7 @@ from mtx.adapters.poly import MHR
 from mtx.adapters.site import inject
 from mtx.models.layers import RMSNorm
 from mtx.models.stack import GatedMLP, stacked
-from mtx.training.parameters import blueprint, count, first_match, partition
+from mtx.training.parameters import blueprint, count, rule_for, partition
 
 
 class Layers(nnx.Module):
@@ -68,12 +68,20 @@ def test_merge_is_the_module(model, born):
 
 
 def test_partition_is_exact(model):
-  """A whole path matches or it does not; the first rule counts; the two parts are everything."""
-  rules = {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-3}
-  train, frozen = partition(model.shapes, rules)
+  """A whole path matches or it does not; the two parts are everything."""
+  train, frozen = partition(model.shapes, {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-3})
   assert set(train) == {f"layers/wo/adapter/{part}" for part in ("a", "b", "router")}
   assert {**train, **frozen} == model.shapes and not train.keys() & frozen.keys()
-  assert first_match(rules, "layers/wo/adapter/router") == r".*/adapter/router"
-  assert first_match(rules, "layers/wo/adapter/a") == r".*/adapter/.*"
-  assert first_match({"adapter": 1.0}, "layers/wo/adapter/a") is None
+  assert partition(model.shapes, {"adapter": 1.0})[0] == {}
   assert count(train) + count(frozen) == count(model.shapes) == sum(s.size for s in model.shapes.values())
+
+
+def test_the_longest_pattern_counts():
+  """In whatever order the rules stand: gin writes them in another one than the user did."""
+  rules = [r".*", r".*/adapter/.*", r".*/adapter/router"]
+  for order in (rules, rules[::-1]):
+    assert rule_for(order, "layers/wo/adapter/router") == r".*/adapter/router"
+    assert rule_for(order, "layers/wo/adapter/a") == r".*/adapter/.*"
+    assert rule_for(order, "layers/wo/kernel") == r".*"
+  assert rule_for(rules[1:], "layers/wo/kernel") is None
+  assert rule_for([".*/wo/a", ".*/wo/."], "x/wo/a") == rule_for([".*/wo/.", ".*/wo/a"], "x/wo/a")
