@@ -125,9 +125,7 @@ def _unknown_names(bindings: Iterable[Binding]) -> Iterator[Problem]:
     configurable, spec = _signature(selector)
     names = [name for name in (*spec.args, *spec.kwonlyargs) if name != "self"]
     allowed = [
-      name
-      for name in names
-      if name in (configurable.allowlist or names) and name not in (configurable.denylist or ())
+      name for name in names if name in (configurable.allowlist or names) and name not in (configurable.denylist or ())
     ]
     if binding.parameter in allowed:
       continue
@@ -188,9 +186,7 @@ def _required_in_files(final: Iterable[Binding]) -> Iterator[Problem]:
       )
 
 
-def _required_by_functions(
-  final: Mapping[tuple[str, str, str], Binding], called: Sequence[str]
-) -> Iterator[Problem]:
+def _required_by_functions(final: Mapping[tuple[str, str, str], Binding], called: Sequence[str]) -> Iterator[Problem]:
   """Parameters whose default is `gin.REQUIRED`, of the configurables that the config uses."""
   scopes: dict[tuple[str, str], set[str]] = {}  # (configurable, parameter) -> scopes that bind it
   # (configurable, scope) -> place. A binding does not say where its function is called: scope None.

@@ -152,9 +152,7 @@ class Reader:
         self._statement(statement, f"{name}:{statement.location.line_num}", (*within, path))
     except (SyntaxError, tokenize.TokenError) as error:
       line = error.lineno if isinstance(error, SyntaxError) else None
-      if (
-        line is None
-      ):  # the end of the file came inside a bracket or a quote: name the last line that was read
+      if line is None:  # the end of the file came inside a bracket or a quote: name the last line that was read
         line = parser.current_token.start[0] if parser else 1
       lines = text.splitlines()
       quoted = f": `{lines[line - 1].strip()}`" if 0 < line <= len(lines) else ""
@@ -163,9 +161,7 @@ class Reader:
   def _statement(self, statement: Any, place: str, within: Sequence[Path]) -> None:
     """A block, `name:`, needs nothing here: gin's parser gives its bindings one by one."""
     if isinstance(statement, config_parser.BindingStatement):
-      self.bindings.append(
-        Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place)
-      )
+      self.bindings.append(Binding(statement.scope, statement.selector, statement.arg_name, statement.value, place))
     elif isinstance(statement, config_parser.IncludeStatement):
       self.file(statement.filename, place, within)
     elif isinstance(statement, config_parser.ImportStatement):

@@ -92,7 +92,7 @@ def train(
     reporter=reporter,
     gin=ginfile.operative,
   )
-  carried, routed = None, None
+  carried = None
   for stage in stages:
     carried = stage.run(session, carried)
     (folder / "operative.gin").write_text(ginfile.operative(), encoding="utf-8")
@@ -166,7 +166,11 @@ def report(session, carried) -> Path:
     read_metrics(session.run_dir),
     routes,
     ginfile.operative(),
-    {**versions(), "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "mesh": str(dict(session.mesh.shape))},
+    {
+      **versions(),
+      "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+      "mesh": str(dict(session.mesh.shape)),
+    },
     trainable=session.reporter.trainables,
   )
   session.reporter.console.print(result_table(rows))

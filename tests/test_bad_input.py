@@ -122,7 +122,9 @@ def test_over_long_examples_are_counted(tmp_path, checkout, capsys, mtx, monkeyp
   monkeypatch.setattr("mtx.report.reporter.Reporter.note", lambda self, text: printed.append(text))
   code, text = mtx("train.inputs_length=16", "INPUTS_LENGTH=16")
   assert code == 0, text
-  assert any(re.search(rf"\d+ examples of 1 tasks are longer than 16 input .*{TRAIN}", line) for line in printed), printed
+  assert any(re.search(rf"\d+ examples of 1 tasks are longer than 16 input .*{TRAIN}", line) for line in printed), (
+    printed
+  )
 
 
 def test_mesh_that_does_not_fit(mtx):

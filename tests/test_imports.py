@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
   "tasks", "data", "parallel", "models", "adapters", "objectives", "taskgrad", "training", "merge", "decode",
-  "eval", "analysis", "report",
+  "eval", "analysis", "report", "bench",
 )  # fmt: skip
 ALL = {"errors"}  # modules beside the packages that every package may use
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio")
@@ -78,9 +78,7 @@ def test_nobody_imports_the_command_line():
 
 def test_kernels_import_nothing_of_mtx():
   kernels = [path for path in MODULES if path.is_relative_to(ROOT / "pallas_kernels")]
-  wrong = [
-    place(path, line) for path in kernels for name, line in imported(path) if name.split(".")[0] == "mtx"
-  ]
+  wrong = [place(path, line) for path in kernels for name, line in imported(path) if name.split(".")[0] == "mtx"]
   assert not wrong, wrong
 
 

@@ -14,7 +14,6 @@ REPOSITORY = Path(__file__).parents[1]
 STEPS = {"pretrain": 7, "route": 6}
 BINDINGS = [
   "train.stages=[@pretrain/stage(), @route/stage()]",
-  "train.source=procedural",  # the cache is there: no SeqIO, no TensorFlow
   "train.save_every=2",
   "train.evaluate_every=3",
   "model.preset=t5_micro",
@@ -24,11 +23,13 @@ BINDINGS = [
   *(f"{stage}/stage.steps={steps}" for stage, steps in STEPS.items()),
 ]
 
+# Where SeqIO and TensorFlow can not be imported, so this also shows that a run needs neither once the cache is there.
 # The process kills itself, for real, when the feed is asked for the batch of that step of that stage.
 SCRIPT = """
-import itertools, os, signal, sys
+import os, signal, sys
+sys.modules.update(dict.fromkeys(("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text")))
 import mtx.training.stage as stage_module
-stage, at = sys.argv[1], int(sys.argv[2])
+kill_steps, at = int(sys.argv[1]), int(sys.argv[2])  # a stage is known by its number of steps
 fit = stage_module.fit
 
 class Deadly:
@@ -43,14 +44,13 @@ class Deadly:
     return self.batches.get_state()
 
 def deadly_fit(state, frozen, step, batches, *, start, steps, **rest):
-  return fit(state, frozen, step, Deadly(batches, start, steps == STEPS[stage]), start=start, steps=steps, **rest)
+  return fit(state, frozen, step, Deadly(batches, start, steps == kill_steps), start=start, steps=steps, **rest)
 
-STEPS = %r
 if at:
   stage_module.fit = deadly_fit
 from mtx.run import main
 sys.exit(main(sys.argv[3:]))
-""" % STEPS
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,15 @@ def cache(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, cache: Path, devices: int, mesh: list[str], kill: tuple[str, int] = ("pretrain", 0)) -> int:
-  command = [sys.executable, "-c", SCRIPT, kill[0], str(kill[1]), "train", "--gin_file=configs/run/quickstart.gin"]
+  command = [
+    sys.executable,
+    "-c",
+    SCRIPT,
+    str(STEPS[kill[0]]),
+    str(kill[1]),
+    "train",
+    "--gin_file=configs/run/quickstart.gin",
+  ]
   bindings = [*BINDINGS, *mesh, f"train.run_dir={folder}", f"train.cache_dir={cache}"]
   environment = {
     **os.environ,

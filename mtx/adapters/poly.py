@@ -19,7 +19,7 @@ from mtx.models.layers import Axes, param
 
 @gin.configurable(denylist=["din", "dout", "axes", "tasks", "rngs"])
 class MHR(nnx.Module):
-  """delta = x A_t B_t / rank, with A_t = concat_q sum_s w[t,q,s] A[q,s], B_t likewise: factors are mixed, then multiplied.
+  """delta = x A_t B_t / rank; A_t = concat_q sum_s w[t,q,s] A[q,s], B_t likewise: factors are mixed, then multiplied.
 
   Args:
     skills: S, size of the inventory.

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import gin
@@ -29,9 +28,7 @@ class Evaluation:
     before: whether to evaluate what a stage starts from, too.
   """
 
-  def __init__(
-    self, mixtures: Sequence[str] = ("heldout",), examples: int = 100, sample: int = 8, before: bool = True
-  ):
+  def __init__(self, mixtures: Sequence[str] = ("heldout",), examples: int = 100, sample: int = 8, before: bool = True):
     self.mixtures, self.examples, self.sample, self.before = mixtures, examples, sample, before
     self._generators: dict = {}
 

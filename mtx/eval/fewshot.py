@@ -1,6 +1,5 @@
 """Few-shot adaptation to held-out tasks, one task at a time: MHR-z, MHR and MHR-mu. Caccia et al. 2023, section 5."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,8 @@ from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.optimizer import optimizer
-from mtx.training.parameters import Blueprint, count, rule_for, partition
-from mtx.training.session import Carried, Row, Session, rerouted
+from mtx.training.parameters import Blueprint, count, partition, rule_for
+from mtx.training.session import Carried, Session, rerouted
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
 
@@ -103,7 +102,7 @@ class Adapter:
     session: Session,
     before: Carried,
     model: Blueprint,
-    shapes: Mapping,
+    shapes: dict,
     rates: Mapping[str, float],
     steps: int,
     adaptation: Adaptation,

@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 from mtx.models.decoder import Decoder
 from mtx.models.encdec import EncoderDecoder
 
-
 Model = EncoderDecoder | Decoder
 
 

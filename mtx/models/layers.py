@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from mtx.models.context import Context
 
 Axes = tuple[str | None, ...]
-# What a layer keeps for its backward pass (`jax.ad_checkpoint.checkpoint_name`). The rest, attention weights foremost, is
-# computed again from these: that takes less time than writing and reading it, and half of the memory.
+# What a layer keeps for its backward pass (`jax.ad_checkpoint.checkpoint_name`). The rest, attention weights foremost,
+# is computed again from these: that takes less time than writing and reading it, and half of the memory.
 SAVED = ("projection", "low_rank")
 
 

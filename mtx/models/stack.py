@@ -1,4 +1,4 @@
-"""n equal blocks with stacked parameters, run by one `lax.scan`: compile time and per-step overhead of a single block."""
+"""n equal blocks with stacked parameters, run by one `lax.scan`: compile time and host overhead of a single block."""
 
 import jax
 import jax.numpy as jnp

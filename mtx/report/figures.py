@@ -72,9 +72,7 @@ def learning_curves(metrics: Iterable[Mapping[str, Any]], *, stages: Sequence[st
   rows = 2 if any(scores.values()) else 1
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(max(3.6 * len(stages), 4.2), 1.2 + 2.0 * rows))
-    axes = figure.subplots(
-      rows, max(len(stages), 1), squeeze=False, sharex="col", height_ratios=(1.35, 1)[:rows]
-    )
+    axes = figure.subplots(rows, max(len(stages), 1), squeeze=False, sharex="col", height_ratios=(1.35, 1)[:rows])
     for column, stage in enumerate(stages):
       _losses(axes[0, column], metrics, stage)
       axes[0, column].set_title(stage)
@@ -105,9 +103,7 @@ def _losses(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str) -> Non
   for colour, name in zip(COLOURS[1:], names, strict=False):
     where = name.removeprefix("eval/").removesuffix("loss").strip("/")
     label = "evaluation" + (f", {split_name(where)}" if where else "")
-    axis.plot(
-      *series(metrics, stage, name), color=colour, marker="o", markersize=3.2, linewidth=1.2, label=label
-    )
+    axis.plot(*series(metrics, stage, name), color=colour, marker="o", markersize=3.2, linewidth=1.2, label=label)
   axis.set_ylabel("loss (nats a token)")
   shown = [line.get_ydata() for line in axis.lines]
   if any(np.isfinite(y).any() for y in shown):
@@ -120,9 +116,7 @@ def _scores(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str, names:
   for colour, name in zip(COLOURS[1:] + COLOURS[:1], names, strict=False):
     *where, metric = name.removeprefix("eval/").split("/")
     label = ", ".join([metric_name(metric), *map(split_name, where)])
-    axis.plot(
-      *series(metrics, stage, name), color=colour, marker="o", markersize=3.2, linewidth=1.2, label=label
-    )
+    axis.plot(*series(metrics, stage, name), color=colour, marker="o", markersize=3.2, linewidth=1.2, label=label)
   axis.set_ylim(0, max(10, min(104, axis.get_ylim()[1] * 1.15)) if names else 100)
   if names:
     axis.set_ylabel("score (%)")
@@ -193,9 +187,7 @@ def routing_heat_map(
     axes = figure.subplots(1, splits, squeeze=False, sharey=True)[0]
     highest = float(np.nanmax(panels, initial=1e-6))
     for split, axis in enumerate(axes):
-      mesh = axis.pcolormesh(
-        panels[order, split], cmap="viridis", vmin=0, vmax=highest, rasterized=not legible
-      )
+      mesh = axis.pcolormesh(panels[order, split], cmap="viridis", vmin=0, vmax=highest, rasterized=not legible)
       # Cells apart from each other, categories further apart: the paper shows between them.
       if legible:
         axis.hlines(range(1, len(tasks)), 0, skills, color=PAPER, linewidth=0.8)
@@ -216,9 +208,7 @@ def routing_heat_map(
       if (stop - start) * height / len(tasks) > 0.13:  # inches; a name needs as much
         axes[-1].text(x + 0.15, (start + stop) / 2, groups[start], va="center", color=MUTED, fontsize=8)
     axes[-1].set_xlim(0, skills)
-    bar = figure.colorbar(
-      mesh, ax=axes, location="bottom", shrink=1 if splits == 1 else 0.6, aspect=30, pad=0.02
-    )
+    bar = figure.colorbar(mesh, ax=axes, location="bottom", shrink=1 if splits == 1 else 0.6, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.set_label("routing weight")
     bar.ax.axvline(1 / skills, color=PAPER, linewidth=1.5)
@@ -263,16 +253,12 @@ def exact_match_bars(
     metric: which one.
     split: which one; a panel for each if None.
   """
-  tables = [
-    s for s in tabulate(rows, metrics=[metric], methods=methods, spread=spread) if split in (None, s.split)
-  ]
+  tables = [s for s in tabulate(rows, metrics=[metric], methods=methods, spread=spread) if split in (None, s.split)]
   shown: list[list[Line]] = []
   for scores in tables:
     kind = "task" if scores.tasks <= LEGIBLE_TASKS else "category"
     shown.append([line for line in scores.lines if line.kind in (kind, "overall")])
-  heights = [
-    len(lines) * max(0.2, 0.085 * len(s.methods) + 0.08) for lines, s in zip(shown, tables, strict=True)
-  ]
+  heights = [len(lines) * max(0.2, 0.085 * len(s.methods) + 0.08) for lines, s in zip(shown, tables, strict=True)]
   columns = list(dict.fromkeys(method for scores in tables for method in scores.methods))
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(5.4, sum(heights) + 0.9 * max(len(tables), 1)))

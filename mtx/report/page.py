@@ -121,9 +121,7 @@ def _headlines(
 ) -> list[Headline]:
   lines = []
   for scores in sorted(tables, key=lambda scores: scores.split != "heldout"):
-    named = [
-      (method, cell) for method, cell in zip(scores.methods, scores.overall.cells, strict=True) if cell
-    ]
+    named = [(method, cell) for method, cell in zip(scores.methods, scores.overall.cells, strict=True) if cell]
     method, best = max(named, key=lambda pair: pair[1].mean)
     detail = method
     if len(named) > 1:
@@ -134,9 +132,7 @@ def _headlines(
   if trainable:
     stage, (groups, frozen) = list(trainable.items())[-1]
     count = sum(group[1] for group in groups)
-    lines.append(
-      Headline("trainable parameters", quantity(count), f"{share(count, count + frozen)} in {stage}")
-    )
+    lines.append(Headline("trainable parameters", quantity(count), f"{share(count, count + frozen)} in {stage}"))
   if metrics:
     stages = [_stage(metrics, stage) for stage in dict.fromkeys(line["stage"] for line in metrics)]
     steps = sum(stage["steps"] for stage in stages)
@@ -174,7 +170,5 @@ def _bars(
   """A drawing beside a table that compares methods; a single one is read off its column."""
   if len(scores.methods) < 2:
     return ""
-  figure = figures.exact_match_bars(
-    rows, metric=scores.metric, split=scores.split, methods=methods, spread=spread
-  )
+  figure = figures.exact_match_bars(rows, metric=scores.metric, split=scores.split, methods=methods, spread=spread)
   return figures.inline_svg(figure, name, label=scores.title)

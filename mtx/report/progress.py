@@ -51,9 +51,7 @@ class Progress:
     self._samples: deque[tuple[float, int]] = deque(maxlen=60)
     self._printed = -float("inf")
     terminal = self.console.is_terminal and not self.console.is_dumb_terminal
-    self._live = (
-      Live(self, console=self.console, refresh_per_second=REFRESHES, transient=True) if terminal else None
-    )
+    self._live = Live(self, console=self.console, refresh_per_second=REFRESHES, transient=True) if terminal else None
 
   def __enter__(self) -> "Progress":
     self._began = self._clock()
@@ -137,9 +135,7 @@ class Progress:
     for _ in shown:
       line.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=max(self.total, 1), completed=self.step)
-    line.add_row(
-      Text(self.stage, "bold"), bar, *[Text(t, "" if i < 3 else "dim") for i, t in enumerate(shown)]
-    )
+    line.add_row(Text(self.stage, "bold"), bar, *[Text(t, "" if i < 3 else "dim") for i, t in enumerate(shown)])
     yield line
 
 

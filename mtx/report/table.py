@@ -181,9 +181,7 @@ def result_table(
 
 
 def _table(scores: Scores, summary: bool) -> Table:
-  table = Table(
-    title=Text(scores.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-  )
+  table = Table(title=Text(scores.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("category" if summary else "task", overflow="fold")
   table.add_column("n", justify="right", style="dim")
   for method in scores.methods:
@@ -210,9 +208,7 @@ def _table(scores: Scores, summary: bool) -> Table:
   return table
 
 
-def trainable_table(
-  groups: Sequence[ParameterGroup], frozen: int, *, title: str = "trainable parameters"
-) -> Table:
+def trainable_table(groups: Sequence[ParameterGroup], frozen: int, *, title: str = "trainable parameters") -> Table:
   """What the optimizer will change, rule by rule, and how much it leaves alone.
 
   Args:
@@ -220,9 +216,7 @@ def trainable_table(
     frozen: parameters that no rule selects.
   """
   trained = sum(group[1] for group in groups)
-  table = Table(
-    title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-  )
+  table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("pattern", overflow="fold")
   table.add_column("parameters", justify="right", no_wrap=True)
   table.add_column("share", justify="right", no_wrap=True)
@@ -237,9 +231,7 @@ def trainable_table(
 
 def to_text(renderable: RenderableType, width: int = 100) -> str:
   """A table as plain text of at most `width` columns, for logs and Markdown; ends in one newline."""
-  console = Console(
-    file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False
-  )
+  console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False)
   console.print(renderable)
   lines = console.file.getvalue().split("\n")  # type: ignore[attr-defined]
   return "\n".join(line.rstrip() for line in lines).strip("\n") + "\n"

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a stage: trainable parameters, optimizer, step, and a small record (seed, data position, gin)."""
+"""Orbax checkpoints of a stage: trainable parameters, optimizer, and a record (step, seed, data position, gin)."""
 
 import base64
 from collections.abc import Mapping
@@ -74,7 +74,8 @@ class Checkpoints:
     self._check(step, "train", abstract.train)
     self._check(step, "opt", abstract.opt)
     target = {
-      item: _named(jax.tree.map(_placed, getattr(abstract, item), getattr(shardings, item))) for item in ("train", "opt")
+      item: _named(jax.tree.map(_placed, getattr(abstract, item), getattr(shardings, item)))
+      for item in ("train", "opt")
     }
     args = {item: ocp.args.StandardRestore(t) for item, t in target.items()}
     saved = self._manager.restore(step, args=ocp.args.Composite(**args))

@@ -49,7 +49,8 @@ def fit(
     log: called with the metrics of every step since the last call, oldest first.
     evaluate, save: called after the step of that number.
 
-  A SIGTERM (preemption) saves after the step in flight and ends the process with status 143.
+  A SIGTERM (preemption) saves after the step in flight, and its evaluation if one is due, and ends the process with
+  status 143.
   """
   pending: list[tuple[int, dict]] = []
   stop = _Preemption()
@@ -60,21 +61,21 @@ def fit(
       tokens += _tokens(batch)
       state, metrics = step(state, frozen, place(batch, mesh), key)
       pending.append((n, metrics))
-      last = n == steps or stop.asked
-      due = lambda interval: last or (interval > 0 and n % interval == 0)
-      if due(every.log):
+      due = lambda interval: n == steps or (interval > 0 and n % interval == 0)
+      if due(every.log) or stop.asked:
         fetched = jax.device_get(pending)
         elapsed = time.perf_counter() - clock
         for i, values in fetched:
           log(i, {**values, "tokens_per_second": tokens / elapsed, "steps_per_second": len(fetched) / elapsed})
         pending, tokens, clock = [], 0, time.perf_counter()
-      if due(every.save):
-        save(state, n, batches.get_state())
-      if due(every.evaluate) and not stop.asked:
+      if due(every.evaluate):
         jax.block_until_ready(state)  # steps in flight are training time, the rest is not
         paused = time.perf_counter()
         evaluate(state, n)
         clock += time.perf_counter() - paused
+      # Last, so that a checkpoint of step n means that nothing of step n is left to do, wherever the process is killed.
+      if due(every.save) or stop.asked:
+        save(state, n, batches.get_state())
       if stop.asked:
         break
   if stop.asked:

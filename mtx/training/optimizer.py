@@ -61,7 +61,9 @@ def optimizer(
     UserError: unknown algorithm or schedule.
   """
   if algorithm not in ALGORITHMS:
-    raise UserError(f"binding `optimizer.algorithm`: no algorithm {algorithm!r}.", hint=did_you_mean(algorithm, ALGORITHMS))
+    raise UserError(
+      f"binding `optimizer.algorithm`: no algorithm {algorithm!r}.", hint=did_you_mean(algorithm, ALGORITHMS)
+    )
   decay = weight_decay or {}
   labels, groups = {}, {}
   for path in shapes:

@@ -1,4 +1,4 @@
-"""A model as a graph definition plus one flat dict, path -> array: what crosses `jax.jit`, matches regexes and is saved."""
+"""A model as a graph definition and one flat dict, path -> array: what crosses `jax.jit`, matches regexes, is saved."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -18,7 +18,7 @@ from mtx.parallel.rules import place
 from mtx.training.checkpoint import Checkpoints, Record
 from mtx.training.loop import Every, fit
 from mtx.training.optimizer import check_rules, optimizer
-from mtx.training.parameters import Blueprint, count, rule_for, partition
+from mtx.training.parameters import Blueprint, count, partition, rule_for
 from mtx.training.session import Carried, Session
 from mtx.training.state import State, abstract_state, initial_state, state_shardings
 from mtx.training.step import make_loss, make_step
@@ -33,13 +33,13 @@ VALIDATION_EXAMPLES = 8  # a task
 class Stage:
   """Trains on one mixture. Written `@NAME/stage()` in gin: the scope is the stage's name.
 
-  Attributes:
-    steps: updates.
-XX
-    mixture: "train", "heldout", or the name of a SeqIO mixture.
-    adapter: None, or `@adapter` to inject adapters before training.
-    optimizer: the update rule; `@NAME/optimizer` gives a stage its own settings.
-    accumulate: microbatches an update.
+    Attributes:
+      steps: updates.
+  XX
+      mixture: "train", "heldout", or the name of a SeqIO mixture.
+      adapter: None, or `@adapter` to inject adapters before training.
+      optimizer: the update rule; `@NAME/optimizer` gives a stage its own settings.
+      accumulate: microbatches an update.
   """
 
   steps: int = gin.REQUIRED
@@ -177,7 +177,9 @@ XX
     carried = {p: v for p, v in before.params.items() if p in shapes and v.shape == shapes[p].shape}
     lost = sorted(set(before.params) - set(carried))
     if lost:
-      session.reporter.note(f"{self.name}: {len(lost)} parameters of the stage before have no place here: {lost[0]} ...")
+      session.reporter.note(
+        f"{self.name}: {len(lost)} parameters of the stage before have no place here: {lost[0]} ..."
+      )
     return {**fresh, **carried}
 
   def _announce(self, session: Session, shapes: Mapping, frozen: Mapping) -> None:
@@ -209,7 +211,9 @@ XX
 
     return mean
 
-  def _evaluate(self, session: Session, carried: Carried, step: int, *, quick: bool, trained: bool = True) -> list[dict]:
+  def _evaluate(
+    self, session: Session, carried: Carried, step: int, *, quick: bool, trained: bool = True
+  ) -> list[dict]:
     carried = replace(carried, trained=trained)
     rows = session.evaluate(session, carried, self.name, step, quick)
     if not quick:

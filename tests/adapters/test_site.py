@@ -46,7 +46,10 @@ def test_sites_are_all_projections(tiny):
 @pytest.mark.parametrize(
   "pattern, wanted",
   [
-    (r".*/self_attention/(q|v)", [f"{side}/layers/self_attention/{p}" for side in ("encoder", "decoder") for p in "qv"]),
+    (
+      r".*/self_attention/(q|v)",
+      [f"{side}/layers/self_attention/{p}" for side in ("encoder", "decoder") for p in "qv"],
+    ),
     (r"decoder/layers/cross_attention/k", ["decoder/layers/cross_attention/k"]),
     (r"head/.*", ["head/projection"]),
     (r"encoder/layers/mlp/wi_0|encoder/layers/mlp/wo", ["encoder/layers/mlp/wi_0", "encoder/layers/mlp/wo"]),

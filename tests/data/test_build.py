@@ -176,9 +176,7 @@ def test_random_preprocessors_are_seeded(register, tmp_path):
   found = []
   for folder in ("one", "two"):
     source = register(before=[marked])
-    split = (
-      build_mixture(source, "reverse", tmp_path / folder, log=lambda line: None).tasks[0].splits["train"]
-    )
+    split = build_mixture(source, "reverse", tmp_path / folder, log=lambda line: None).tasks[0].splits["train"]
     found.append([split[i]["text"] for i in range(6)])
   assert found[0] == found[1] and len(set(found[0])) == 6
 
@@ -187,9 +185,7 @@ def test_a_sentencepiece_model_moves_into_the_cache(register, tmp_path):
   from mtx.tasks.vocabularies import trained
 
   vocabulary = trained(["one two three four five six"] * 3, 16, "word", dir=tmp_path / "models")
-  mixture = build_mixture(
-    register(vocabulary=vocabulary), "reverse", tmp_path / "cache", log=lambda line: None
-  )
+  mixture = build_mixture(register(vocabulary=vocabulary), "reverse", tmp_path / "cache", log=lambda line: None)
   Path(vocabulary.sentencepiece_model_file).unlink()
   reopened = open_mixture(tmp_path / "cache", "reverse")
   assert reopened.vocabulary.path.is_relative_to(tmp_path / "cache")

@@ -98,10 +98,7 @@ def test_a_prompt_is_the_training_row_up_to_the_first_target(architecture):
       assert len(prompt) == inputs_length + 1
       np.testing.assert_array_equal(prompt[-width - 1 :], rows[name][index, : width + 1], err_msg=name)
       assert not prompt[: -width - 1].any()
-    assert (
-      rows["decoder_loss_weights"][index, width] == 1
-      and not rows["decoder_loss_weights"][index, :width].any()
-    )
+    assert rows["decoder_loss_weights"][index, width] == 1 and not rows["decoder_loss_weights"][index, :width].any()
     if architecture == "prefix":
       np.testing.assert_array_equal(prompts["decoder_causal_attention"], prompts["decoder_segment_ids"])
 

@@ -27,9 +27,7 @@ def taken(batches, number):
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 40])
-@pytest.mark.parametrize(
-  ("rows", "packed"), [("mixed", True), ("mixed", False), ("task", True), ("task", False)]
-)
+@pytest.mark.parametrize(("rows", "packed"), [("mixed", True), ("mixed", False), ("task", True), ("task", False)])
 def test_a_restored_feed_goes_on_bit_identically(cache_dir, rows, packed, position):
   """A fresh feed, over a cache that was opened anew, from a state that went through JSON."""
   settings = {"architecture": "encdec", "seed": 4, "batch": 4, "rows": rows, "pack": packed, **LENGTHS}

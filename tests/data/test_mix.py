@@ -12,9 +12,7 @@ LENGTHS = {"inputs_length": 32, "targets_length": 12}
 
 
 @pytest.mark.parametrize("architecture", ["encdec", "causal"])
-@pytest.mark.parametrize(
-  ("rows", "packed"), [("mixed", True), ("mixed", False), ("task", True), ("task", False)]
-)
+@pytest.mark.parametrize(("rows", "packed"), [("mixed", True), ("mixed", False), ("task", True), ("task", False)])
 def test_examples_come_at_the_asked_rates(mixture, architecture, rows, packed):
   """Also where a row holds many short examples of one task and few long ones of another."""
   batches = iter(feed(mixture, architecture=architecture, batch=16, rows=rows, pack=packed, **LENGTHS))

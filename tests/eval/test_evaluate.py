@@ -56,11 +56,13 @@ def test_known_tasks_use_their_own_rows(carried, session_of, task_of, predict, t
   for task in tasks:
     row = carried.tasks.index(task.name)
     assert [w["prediction"] for w in written if w["task"] == task.name] == predict(task, row)
-  assert {(r["stage"], r["method"], r["split"], r["step"], r["seed"]) for r in rows} == {("route", "trained", "train", 7, 0)}
+  assert {(r["stage"], r["method"], r["split"], r["step"], r["seed"]) for r in rows} == {
+    ("route", "trained", "train", 7, 0)
+  }
 
 
 def test_unknown_tasks_mix_all_skills(carried, session_of, task_of, predict, tmp_path):
-  """Zero-shot: as with every router at zero, which weighs each skill 1/S. A quick evaluation takes a sample, no file."""
+  """Zero-shot: as with every router at zero, which weighs each skill 1/S. Quick: a sample, no file."""
   tasks = [task_of("reverse"), task_of("sort")]
   session = session_of(tmp_path, train=[task_of("sort")], heldout=tasks)
   evaluation = Evaluation(mixtures=("heldout",), examples=8, sample=3)

@@ -1,4 +1,4 @@
-"""No token sees another segment: packed rows give what one example a row gives, with routed adapters, in every model."""
+"""No token sees another segment: packed rows give what one example a row gives, with routed adapters, in all models."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,9 @@ def test_packed_equals_one_example_a_row(case, rows):
   """Logits of every token, loss sums in all and per task, and every gradient; per-token routing and per-row."""
   packed, padded = getattr(case, rows)(), case.padded()
   assert packed["decoder_segment_ids"].max() >= 2
-  tasks_in_row = [len(set(t[s > 0])) for t, s in zip(packed["decoder_task_ids"], packed["decoder_segment_ids"])]
+  tasks_in_row = [
+    len(set(t[s > 0])) for t, s in zip(packed["decoder_task_ids"], packed["decoder_segment_ids"], strict=True)
+  ]
   assert (max(tasks_in_row) > 1) == (rows == "mixed")
   loss, logits, grads = case.evaluate(packed)
   loss_padded, logits_padded, grads_padded = case.evaluate(padded)

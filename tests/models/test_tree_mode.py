@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import flax
 import jax
@@ -21,6 +22,8 @@ from mtx.training.optimizer import optimizer
 from mtx.training.parameters import blueprint
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
+
+ROOT = Path(__file__).parents[2]
 
 
 def three_losses() -> list[float]:
@@ -54,6 +57,7 @@ def three_losses() -> list[float]:
 def test_tree_mode_equals_graph_mode():
   """Three training steps in a process of its own: equal losses to 1e-6, and they fall."""
   environment = {**os.environ, "NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
+  environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   modes, losses = json.loads(done.stdout)
@@ -63,4 +67,4 @@ def test_tree_mode_equals_graph_mode():
 
 
 if __name__ == "__main__":
-  print(json.dumps([[flax.config.flax_nnx_graph_mode, flax.config.flax_nnx_graph_updates], three_losses()]))
+  print(json.dumps([[flax.config.nnx_graph_mode, flax.config.nnx_graph_updates], three_losses()]))

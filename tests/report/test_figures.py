@@ -27,9 +27,7 @@ def routes(*shape, seed=0):
 
 
 def meshes(figure):
-  return [
-    c for axis in figure.axes for c in axis.collections if isinstance(c, QuadMesh) and c.get_array().ndim == 2
-  ]
+  return [c for axis in figure.axes for c in axis.collections if isinstance(c, QuadMesh) and c.get_array().ndim == 2]
 
 
 def heat_maps(figure):
@@ -66,9 +64,7 @@ def test_the_order_of_tasks_does_not_change_the_map_of_a_category():
   moved = [TASKS[i] for i in shuffled]
   renamed = [moved[i] for i in task_order(weights[shuffled], moved, CATEGORIES)]
   for category in ("lists", "strings", "lookups"):
-    assert [n for n in names if CATEGORIES[n] == category] == [
-      n for n in renamed if CATEGORIES[n] == category
-    ]
+    assert [n for n in names if CATEGORIES[n] == category] == [n for n in renamed if CATEGORIES[n] == category]
 
 
 @pytest.mark.parametrize(("count", "named"), [(60, True), (61, False), (400, False)])

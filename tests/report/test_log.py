@@ -50,9 +50,7 @@ def write_run(run_dir):
         log.scalars(step, {"loss": 1 / step, "eval/exact_match": 10.0 * step})
 
 
-@pytest.mark.parametrize(
-  "torn", [b"", b'{"stage": "mhr", "step": 9, "ti', '{"stage": "é'.encode()[:-1], b"{"]
-)
+@pytest.mark.parametrize("torn", [b"", b'{"stage": "mhr", "step": 9, "ti', '{"stage": "é'.encode()[:-1], b"{"])
 @pytest.mark.parametrize("step", [-1, 0, 3, 8, 100])
 def test_resume_drops_exactly_later_and_torn_lines(tmp_path, step, torn):
   write_run(tmp_path)

@@ -83,9 +83,7 @@ def text_of(page):
 def test_the_page_holds_every_task_and_value(tmp_path):
   page = write(tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-  lines = dict(
-    re.findall(r"<tr class=\"(?:task|category|overall)\"><td>(.*?)</td>(.*?)</tr>", page, re.DOTALL)
-  )
+  lines = dict(re.findall(r"<tr class=\"(?:task|category|overall)\"><td>(.*?)</td>(.*?)</tr>", page, re.DOTALL))
   (scores,) = tabulate(result_rows())
   for line in scores.lines:
     shown = text_of(lines[line.name])

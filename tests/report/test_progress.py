@@ -23,9 +23,7 @@ def plain_console():
 
 
 def terminal(width=100):
-  return Console(
-    file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False
-  )
+  return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
 
 
 def drawn(console, progress):
@@ -117,7 +115,5 @@ def test_update_does_not_wait_for_drawing():
 
 
 def test_numbers_are_short():
-  assert [
-    quantity(x) for x in (7, 950, 1234, 12_345, 123_456, 4.56e6)
-  ] == "7 950 1.23k 12.3k 123k 4.56M".split()
+  assert [quantity(x) for x in (7, 950, 1234, 12_345, 123_456, 4.56e6)] == "7 950 1.23k 12.3k 123k 4.56M".split()
   assert [duration(x) for x in (0.4, 59.6, 61, 3_700)] == ["0:00", "1:00", "1:01", "1:01:40"]

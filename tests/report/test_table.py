@@ -16,9 +16,7 @@ METHODS = ("zero-shot", "MHR-z", "MHR", "MHR-mu")
 
 
 def result(task, method, seed, value, **fields):
-  plain = dict(
-    stage="fewshot", method=method, task=task, category=CATEGORIES.get(task, "lists"), split="heldout"
-  )
+  plain = dict(stage="fewshot", method=method, task=task, category=CATEGORIES.get(task, "lists"), split="heldout")
   return plain | dict(metric="exact_match", value=value, count=64, step=100, seed=seed) | fields
 
 
@@ -131,9 +129,7 @@ def test_a_narrow_table_folds_names_but_keeps_numbers():
 
 
 def test_many_tasks_are_shown_by_category():
-  rows = [
-    result(f"task{i}", "MHR", 0, float(i), category=f"category{i % 4}", metric="rouge_l") for i in range(61)
-  ]
+  rows = [result(f"task{i}", "MHR", 0, float(i), category=f"category{i % 4}", metric="rouge_l") for i in range(61)]
   text = to_text(result_table(rows))
   assert "task17" not in text and "ROUGE-L" in text and "61 tasks" in text
   for c in range(4):

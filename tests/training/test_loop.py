@@ -88,6 +88,8 @@ def test_intervals_and_the_last_step(run):
   events = run(0, 7, Every(log=1, evaluate=4, save=2))
   assert steps_of(events, "save") == [2, 4, 6, 7] and steps_of(events, "evaluate") == [4, 7]
   assert all(e[1:] == (e[1], e[1], {"position": e[1]}) for e in events if e[0] == "save")
+  # A kill during an evaluation must not leave a checkpoint that says it was done.
+  assert [e[0] for e in events if e[1] == 4] == ["log", "evaluate", "save"]
   assert events[-1] == ("end", 7)
 
 
@@ -111,10 +113,17 @@ def test_throughput_does_not_count_evaluation(run):
 
 
 def test_sigterm(run):
-  """The step in flight is finished, logged and saved, not evaluated; then the process may go. The old handler is back."""
+  """The step in flight is finished, logged and saved, then the process may go. The old handler is back."""
   before = signal.getsignal(signal.SIGTERM)
   events = run(0, 100, Every(log=50, evaluate=50, save=50), stop_at=5)
   assert steps_of(events, "save") == [5] and steps_of(events, "evaluate") == []
   assert steps_of(events, "log") == [1, 2, 3, 4, 5]
   assert events[-1] == ("preempted", 5)
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("stop_at", [4, 7])
+def test_sigterm_where_an_evaluation_is_due(run, stop_at):
+  """In the middle or at the end: what is saved has been evaluated, as in a run that went on."""
+  events = run(0, 7, Every(log=50, evaluate=4, save=50), stop_at=stop_at)
+  assert [e[0] for e in events if e[1] == stop_at] == ["log", "evaluate", "save", "preempted"]

@@ -10,7 +10,7 @@ from mtx.adapters.poly import MHR
 from mtx.adapters.site import inject
 from mtx.models.layers import RMSNorm
 from mtx.models.stack import GatedMLP, stacked
-from mtx.training.parameters import blueprint, count, rule_for, partition
+from mtx.training.parameters import blueprint, count, partition, rule_for
 
 
 class Layers(nnx.Module):

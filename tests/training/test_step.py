@@ -188,7 +188,7 @@ def test_accumulation_is_the_whole_batch(model, params, batch, mesh1, whole):
 
 
 def test_mesh_changes_nothing(model, params, batch, mesh8, whole):
-  """Data, fsdp and tensor 2 each, two microbatches: the same step to 1e-5, one compile, and state stays where it was."""
+  """Data, fsdp and tensor 2 each, two microbatches: the same step to 1e-5, one compile, state stays in place."""
   trainer = Trainer(model, params, EVERYTHING, mesh8, accumulate=2)
   metrics = trainer(batch)
   assert_same_step((trainer, metrics), whole, 1e-5)
