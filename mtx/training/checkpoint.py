@@ -41,7 +41,10 @@ class Checkpoints:
   def __init__(self, folder: Path, *, keep: int | None = 2):
     self.folder = Path(folder).absolute()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    # Without handlers a manager that has not saved yet knows nothing of what an earlier process saved.
+    arrays, record = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+    handlers = {"train": arrays(), "opt": arrays(), "record": record()}
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
     return self._manager.latest_step()

@@ -62,21 +62,19 @@ def fit(
       state, metrics = step(state, frozen, place(batch, mesh), key)
       pending.append((n, metrics))
       due = lambda interval: n == steps or (interval > 0 and n % interval == 0)
-      if due(every.log) or stop.asked:
+      stopping = stop.asked
+      if stopping or due(every.log) or due(every.evaluate) or due(every.save):
         fetched = jax.device_get(pending)
         elapsed = time.perf_counter() - clock
         for i, values in fetched:
           log(i, {**values, "tokens_per_second": tokens / elapsed, "steps_per_second": len(fetched) / elapsed})
+        if due(every.evaluate):
+          evaluate(state, n)
+        # Last, so that a checkpoint of step n means that nothing of step n is left to do, whenever the process is killed.
+        if stopping or due(every.save):
+          save(state, n, batches.get_state())
         pending, tokens, clock = [], 0, time.perf_counter()
-      if due(every.evaluate):
-        jax.block_until_ready(state)  # steps in flight are training time, the rest is not
-        paused = time.perf_counter()
-        evaluate(state, n)
-        clock += time.perf_counter() - paused
-      # Last, so that a checkpoint of step n means that nothing of step n is left to do, wherever the process is killed.
-      if due(every.save) or stop.asked:
-        save(state, n, batches.get_state())
-      if stop.asked:
+      if stopping:
         break
   if stop.asked:
     raise Preempted(n)

@@ -49,6 +49,12 @@ def checkpoints(tmp_path):
   made.close()
 
 
+def reopened(checkpoints) -> Checkpoints:
+  """The same folder, with everything on disk, as a later process sees it."""
+  checkpoints.wait()
+  return Checkpoints(checkpoints.folder)
+
+
 def assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
@@ -57,7 +63,7 @@ def test_round_trip_across_meshes(checkpoints, mesh_of, mesh8, mesh1):
   """Saved on 1 x 4 x 2: bitwise the same there, on 2 x 2 x 2 and on one device, placed as each mesh has it."""
   state = random_state(mesh_of(1, 4, 2))
   checkpoints.save(state, RECORD)
-  checkpoints.wait()
+  checkpoints = reopened(checkpoints)
   for mesh in (mesh_of(1, 4, 2), mesh8, mesh1):
     abstract, shardings = described(mesh)
     restored = checkpoints.restore(checkpoints.latest(), abstract, shardings)
@@ -70,9 +76,8 @@ def test_parameters_alone(checkpoints, mesh8, mesh1):
   """What a complete stage loads: the trained arrays, on another mesh too."""
   state = random_state(mesh8)
   checkpoints.save(state, RECORD)
-  checkpoints.wait()
   abstract, shardings = described(mesh1)
-  assert_equal(checkpoints.restore_train(3, abstract.train, shardings.train), state.train)
+  assert_equal(reopened(checkpoints).restore_train(3, abstract.train, shardings.train), state.train)
 
 
 @pytest.mark.parametrize("data", [RECORD.data, b"\x00\xffbytes", None], ids=["dict", "bytes", "none"])
@@ -80,8 +85,7 @@ def test_record(checkpoints, mesh1, data):
   """Step, seed, data position, gin and tasks come back as they went."""
   record = Record(**{**vars(RECORD), "data": data})
   checkpoints.save(random_state(mesh1), record)
-  checkpoints.wait()
-  assert checkpoints.record(3) == record
+  assert reopened(checkpoints).record(3) == record
 
 
 def test_adapter_checkpoint_holds_adapters_alone(tmp_path, mesh1):
@@ -114,7 +118,7 @@ def test_another_model(checkpoints, mesh1, tmp_path, monkeypatch, other, first):
   monkeypatch.setitem(AXES, "decoder/a", ("norm",))
   state = random_state(mesh1)
   checkpoints.save(state, RECORD)
-  checkpoints.wait()
+  checkpoints = reopened(checkpoints)
   before = contents(tmp_path)
   abstract, shardings = described(mesh1, other)
   with pytest.raises(UserError, match="is of another model") as error:

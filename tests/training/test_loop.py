@@ -78,9 +78,11 @@ def steps_of(events, kind):
 
 
 def test_every_step_is_logged_once(run):
-  """In order, with its own metrics, whatever the interval divides."""
-  events = run(0, 7, Every(log=3, evaluate=0, save=0))
+  """In order, with its own metrics, whatever the interval divides; and before anything else of that step."""
+  events = run(0, 7, Every(log=3, evaluate=4, save=2))
   assert [(e[1], e[2]) for e in events if e[0] == "log"] == [(n, n) for n in range(1, 8)]
+  for i, event in enumerate(events[:-1]):
+    assert set(steps_of(events[:i], "log")) >= set(range(1, event[1])), event
 
 
 def test_intervals_and_the_last_step(run):
