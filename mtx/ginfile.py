@@ -19,6 +19,7 @@ from gin import config_parser
 from mtx.errors import UserError, did_you_mean
 from mtx.gintext import FLAG, Binding, Macro, Problem, Reader, Reference, complete, marks, parse
 
+DEFAULT = "its default"  # where a value comes from that nobody wrote
 _written: dict[tuple[str, str, str], Binding] = {}  # what the last `load` bound, by `Binding.key`
 
 
@@ -68,7 +69,7 @@ def where(name: str) -> str:
   binding = macros.get(name) or _written.get(wanted)
   while binding and isinstance(binding.value, Macro) and binding.value.name in macros:
     binding = macros[binding.value.name]
-  return binding.place if binding else "its default"
+  return binding.place if binding else DEFAULT
 
 
 def macro(name: str) -> Any:

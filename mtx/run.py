@@ -70,7 +70,7 @@ def train(
   evaluation = Evaluation()
   open_mixture = Mixtures(source, cache_dir, reporter)
   for stage in stages:
-    open_mixture.check(stage.mixture, f"{stage.name}/stage.mixture")
+    open_mixture.check(stage.mixture, f"{stage.name}/stage.mixture", "stage.mixture", f"{stage.name}.mixture")
   for name in evaluation.mixtures:
     open_mixture.check(name, "evaluation.mixtures")
   # Only now JAX starts: whatever is misspelt has been said.
@@ -120,17 +120,21 @@ class Mixtures:
       record.parent.mkdir(parents=True, exist_ok=True)
       replace(record, json.dumps(self._names))
 
-  def check(self, name: str, binding: str) -> None:
-    """Raises UserError unless `name` can be opened; says where it was written."""
+  def check(self, name: str, *bindings: str) -> None:
+    """Raises UserError unless `name` can be opened; says which of `bindings` was written, and where."""
+    if name in self._names:
+      return
     if self._source is None:
       known = {p.stem for p in self._cache.glob("*.json")}
     else:
       from mtx.data.build import registered  # brings SeqIO
 
       known = registered()
-    if name not in self._names and name not in known:
+    if name not in known:
+      places = {b: ginfile.where(b) for b in bindings}
+      written = next((b for b in bindings if places[b] != ginfile.DEFAULT), bindings[0])
       hint = did_you_mean(name, {*self._names, *known})
-      raise UserError(f"binding `{binding}` at {ginfile.where(binding)}: no task or mixture {name!r}.", hint=hint)
+      raise UserError(f"binding `{written}` at {places[written]}: no task or mixture {name!r}.", hint=hint)
 
   def __call__(self, name: str) -> CachedMixture:
     full = self._names.get(name, name)
@@ -213,7 +217,7 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
   if not arguments.gin_file:
     raise UserError(f"`mtx {arguments.command}` needs a gin file.", hint="--gin_file=configs/run/quickstart.gin")
   register()
-  ginfile.load(arguments.gin_file, bindings)
+  ginfile.load(arguments.gin_file, bindings, called=["train"])
   try:
     train()
   except Preempted as stopped:

@@ -50,6 +50,13 @@ def table(rows: Sequence[Row]) -> Table:
   return shown
 
 
+def summary(row: Row) -> str:
+  """A row as one line, shown as soon as it is known."""
+  ours, peer = (_quantity(value, row.unit) for value in (row.ours, row.peer))
+  ratio = "" if row.ratio is None else f", peer {peer}, ratio {row.ratio:.2f}"
+  return f"{row.name}: {ours}{ratio}, target {row.target}" + (f"; {row.detail}" if row.met is None else "")
+
+
 def _quantity(value: float | None, unit: str) -> str:
   return "-" if value is None else f"{value:,.{0 if value >= 100 else 2}f} {unit}"
 
@@ -87,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.names or NAMES:
       start = time.perf_counter()
       rows.append(chosen[name]())
-      console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+      console.print(f"{summary(rows[-1])} ({time.perf_counter() - start:.0f} s)")
   except UserError as error:
     print(f"mtx: {error}", file=sys.stderr)
     return 2

@@ -50,8 +50,10 @@ def host(shape: Shape = T5_SMALL, *, steps: int = 200, superni: Path | None = No
 
       for number in (LOG_EVERY, steps):  # the first run compiles, opens files, fills the prefetch buffer
         idle.seconds.clear()
+        state, frozen = trainer.parameters
         trainer.parameters[0] = fit(
-          *trainer.parameters,
+          state,
+          frozen,
           idle,
           batches,
           start=0,

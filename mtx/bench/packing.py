@@ -21,7 +21,7 @@ ROUND = 32  # padded lengths are rounded up to multiples of this, which bounds t
 
 
 def packing(
-  *, superni: Path | None, cache: Path | None = None, preset: str = "t5_tiny", batches: int = 12, repeats: int = 3
+  *, superni: Path | None, cache: Path | None = None, preset: str = "t5_tiny", batches: int = 8, repeats: int = 3
 ) -> Row:
   """Useful tokens/s: inputs and targets, padding not counted. Both sides fine-tune the whole model, by the same step.
 

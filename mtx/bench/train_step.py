@@ -1,6 +1,7 @@
 """The MHR training step beside `transformers` T5 with `peft` Poly: same sizes, sites, tokens, optimizer, machine."""
 
 import os
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from statistics import median
@@ -77,7 +78,9 @@ def peft_poly(shape: Shape) -> Callable[[], None]:
     n_splits=shape.splits,
     target_modules=SITES,
   )
-  model = get_peft_model(T5ForConditionalGeneration(T5Config(**sizes)), poly)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations between the peers
+    model = get_peft_model(T5ForConditionalGeneration(T5Config(**sizes)), poly)
   model.train()
   trainable = [p for p in model.parameters() if p.requires_grad]
   optimizer = torch.optim.AdamW(trainable, lr=1e-3, weight_decay=0.0)

@@ -14,12 +14,12 @@ from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.parameters import Blueprint, Params
 
-TOKENS = 16384  # prompt tokens a batch: enough to fill a CPU, small for any accelerator
-ROWS = 128
+TOKENS = 32768  # prompt tokens a batch: enough to fill a CPU, small for any accelerator
+ROWS = 256
 
 
 class Generator:
-  """Greedy predictions of one model. Compiles once a prompt length; lengths are powers of two up to the limit."""
+  """Greedy predictions of one model. Compiles once a prompt length: powers of two, then multiples of 128."""
 
   def __init__(
     self,
@@ -67,7 +67,8 @@ class Generator:
     return predictions
 
   def _bucket(self, length: int) -> int:
-    return min(self._inputs_length, 1 << max(length - 1, 15).bit_length())
+    bucket = -(-length // 128) * 128 if length > 128 else 1 << max(length - 1, 15).bit_length()
+    return min(self._inputs_length, bucket)
 
   def _rows(self, length: int) -> int:
     ways = batch_ways(self._mesh)

@@ -30,7 +30,7 @@ def _t5(**sizes) -> ConfigDict:
 
 
 PRESETS = {
-  "t5_micro": lambda: _t5(d_model=64, heads=4, d_kv=16, d_ff=128, encoder_layers=2, decoder_layers=2, tied_head=True),
+  "t5_micro": lambda: _t5(d_model=64, heads=2, d_kv=32, d_ff=128, encoder_layers=2, decoder_layers=2, tied_head=True),
   "t5_tiny": lambda: _t5(d_model=128, heads=4, d_kv=32, d_ff=256, encoder_layers=2, decoder_layers=2, tied_head=True),
   "t5_mini": lambda: _t5(d_model=256, heads=4, d_kv=64, d_ff=512, encoder_layers=4, decoder_layers=4, tied_head=True),
   "t5_small": lambda: _t5(d_model=512, heads=6, d_kv=64, d_ff=1024, encoder_layers=8, decoder_layers=8),

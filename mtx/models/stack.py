@@ -50,14 +50,14 @@ class Block(nnx.Module):
       index: row position at which the new keys are written into the cache.
 
     Returns:
-      (x, cache), the cache with this call's keys and values.
+      (x, the self-attention cache with this call's keys and values, or None). Cross keys do not change, and are not
+      copied from step to step.
     """
     keys = [None] * 4 if ctx.key is None else list(jax.random.split(ctx.key, 4))
     h = self.self_norm(x)
     fresh = self.self_attention.keys_values(h, ctx)
     if cache is not None:
       fresh = write(cache["self"], fresh, index)
-      cache = {**cache, "self": fresh}
     x = x + dropout(self.self_attention(h, ctx, fresh, mask, bias), self.rate, keys[0])
     if self.cross:
       encoded, encoded_ctx, cross_mask = source
@@ -69,7 +69,7 @@ class Block(nnx.Module):
       y = self.cross_attention(self.cross_norm(x), site, cross, cross_mask, None)
       x = x + dropout(y, self.rate, keys[1])
     y = self.mlp(self.mlp_norm(x), ctx, self.rate, keys[2])
-    return x + dropout(y, self.rate, keys[3]), cache
+    return x + dropout(y, self.rate, keys[3]), None if cache is None else fresh
 
 
 def stacked(make, n: int, rngs: nnx.Rngs):
@@ -110,7 +110,9 @@ class Stack(nnx.Module):
     policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*SAVED)
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     xs = (self.layers, None if keys is None else keys[: self.depth], cache)
-    x, cache = jax.lax.scan(body, x, xs, unroll=self.unroll)
+    x, fresh = jax.lax.scan(body, x, xs, unroll=self.unroll)
+    if cache is not None:
+      cache = {**cache, "self": fresh}
     x = self.norm(x)
     return (x if keys is None else dropout(x, self.rate, keys[self.depth])), cache
 

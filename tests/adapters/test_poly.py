@@ -10,9 +10,11 @@ from flax import nnx
 
 from mtx.adapters.poly import ADAPTATIONS, MHR, mixture, new_router, router_init
 from mtx.adapters.routes import routing
+from mtx.data.convert import padded
 from mtx.errors import UserError
+from mtx.models.build import build
 from mtx.models.context import Context
-from mtx.training.parameters import partition
+from mtx.training.parameters import blueprint, partition
 
 DIN, DOUT, TASKS, SKILLS, SPLITS, RANK = 12, 20, 4, 3, 2, 2
 
@@ -139,6 +141,41 @@ class TestAdaptations:
     uniform = new_router(trained, 6, "uniform", jax.random.key(0))
     np.testing.assert_array_equal(mixture(uniform), np.float32(1 / SKILLS))
     assert uniform.shape == fresh.shape
+
+
+@pytest.mark.parametrize("form", ["row", "token"])
+def test_a_task_is_a_low_rank_update(tiny, routed, weights, examples, form):
+  """At every site of a model, cross-attention and head too: the base whose kernels gained A_t B_t / r, to 1e-5."""
+  config = tiny("encdec", tied_head=False)
+  model, plain = routed(config, tasks=3, pattern=".*"), blueprint(lambda rngs: build(config, rngs=rngs))
+  params = weights(model)
+  batch = padded(examples(3, seed=2), "encdec", 8, 5, [2, 0, 1], rows=3)
+  if form == "token":
+    del batch["task_ids"]
+  found = np.asarray(jax.jit(lambda p, b: model.merge(p)(b).logits)(params, batch))
+  merged_logits = jax.jit(lambda p, b: plain.merge(p)(b).logits)
+  for row, task in enumerate([2, 0, 1]):
+    merged = {p: v + update(params, p, task) if p.endswith("kernel") else v for p, v in params.items()}
+    wanted = merged_logits({p: merged[p] for p in plain.shapes}, batch)[row]
+    real = batch["decoder_segment_ids"][row] > 0
+    np.testing.assert_allclose(found[row][real], wanted[real], rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def update(params, kernel: str, task: int) -> np.ndarray:
+  """What a task's adapter adds to a kernel, layer by layer."""
+  site = kernel.removesuffix("kernel")
+  a, b, router = (np.asarray(params[f"{site}adapter/{part}"], np.float64) for part in ("a", "b", "router"))
+  if stacked := a.ndim == 5:
+    layers = zip(a, b, router, strict=True)
+  else:
+    layers = [(a, b, router)]
+  updates = []
+  for a, b, router in layers:
+    w = np.asarray(mixture(router[task]), np.float64)
+    mixed_a = np.concatenate(np.einsum("qs,qsdr->qdr", w, a), axis=0)
+    mixed_b = np.concatenate(np.einsum("qs,qsre->qre", w, b), axis=1)
+    updates.append(mixed_a @ mixed_b / a.shape[-1])
+  return np.stack(updates) if stacked else updates[0]
 
 
 def test_routing_is_the_mean_over_sites_and_layers(tiny, routed, weights):

@@ -53,7 +53,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=convert.ARCHITECTURES)
 def case(request, tiny, routed, weights, examples):
-  model = routed(tiny(request.param), tasks=TASKS)
+  model = routed(tiny(request.param, absolute_positions=9), tasks=TASKS)
   params = weights(model)
 
   def loss(params, batch):
