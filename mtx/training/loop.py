@@ -70,7 +70,7 @@ def fit(
           log(i, {**values, "tokens_per_second": tokens / elapsed, "steps_per_second": len(fetched) / elapsed})
         if due(every.evaluate):
           evaluate(state, n)
-        # Last, so that a checkpoint of step n means that nothing of step n is left to do, whenever the process is killed.
+        # Last, so that a checkpoint of step n means that nothing of step n is left to do, whenever a kill comes.
         if stopping or due(every.save):
           save(state, n, batches.get_state())
         pending, tokens, clock = [], 0, time.perf_counter()

@@ -49,21 +49,30 @@ def checkpoints(tmp_path):
   made.close()
 
 
-def reopened(checkpoints) -> Checkpoints:
-  """The same folder, with everything on disk, as a later process sees it."""
-  checkpoints.wait()
-  return Checkpoints(checkpoints.folder)
+@pytest.fixture
+def reopened(checkpoints):
+  """reopened(): the same folder, with everything on disk, as a later process sees it."""
+  made = []
+
+  def reopen() -> Checkpoints:
+    checkpoints.wait()
+    made.append(Checkpoints(checkpoints.folder))
+    return made[-1]
+
+  yield reopen
+  for each in made:
+    each.close()
 
 
 def assert_equal(one, other):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
-def test_round_trip_across_meshes(checkpoints, mesh_of, mesh8, mesh1):
+def test_round_trip_across_meshes(checkpoints, reopened, mesh_of, mesh8, mesh1):
   """Saved on 1 x 4 x 2: bitwise the same there, on 2 x 2 x 2 and on one device, placed as each mesh has it."""
   state = random_state(mesh_of(1, 4, 2))
   checkpoints.save(state, RECORD)
-  checkpoints = reopened(checkpoints)
+  checkpoints = reopened()
   for mesh in (mesh_of(1, 4, 2), mesh8, mesh1):
     abstract, shardings = described(mesh)
     restored = checkpoints.restore(checkpoints.latest(), abstract, shardings)
@@ -72,20 +81,20 @@ def test_round_trip_across_meshes(checkpoints, mesh_of, mesh8, mesh1):
     assert jax.tree.all(jax.tree.map(lambda x, s: x.dtype == s.dtype, restored, abstract))
 
 
-def test_parameters_alone(checkpoints, mesh8, mesh1):
+def test_parameters_alone(checkpoints, reopened, mesh8, mesh1):
   """What a complete stage loads: the trained arrays, on another mesh too."""
   state = random_state(mesh8)
   checkpoints.save(state, RECORD)
   abstract, shardings = described(mesh1)
-  assert_equal(reopened(checkpoints).restore_train(3, abstract.train, shardings.train), state.train)
+  assert_equal(reopened().restore_train(3, abstract.train, shardings.train), state.train)
 
 
 @pytest.mark.parametrize("data", [RECORD.data, b"\x00\xffbytes", None], ids=["dict", "bytes", "none"])
-def test_record(checkpoints, mesh1, data):
+def test_record(checkpoints, reopened, mesh1, data):
   """Step, seed, data position, gin and tasks come back as they went."""
   record = Record(**{**vars(RECORD), "data": data})
   checkpoints.save(random_state(mesh1), record)
-  assert reopened(checkpoints).record(3) == record
+  assert reopened().record(3) == record
 
 
 def test_adapter_checkpoint_holds_adapters_alone(tmp_path, mesh1):
@@ -113,12 +122,12 @@ def test_adapter_checkpoint_holds_adapters_alone(tmp_path, mesh1):
     ({**SHAPES, "decoder/a": (4,)}, "decoder/a: checkpoint absent, model (4,)"),
   ],
 )
-def test_another_model(checkpoints, mesh1, tmp_path, monkeypatch, other, first):
+def test_another_model(checkpoints, reopened, mesh1, tmp_path, monkeypatch, other, first):
   """The first path that differs is named with both shapes; what is saved stays, to the byte, and can be restored."""
   monkeypatch.setitem(AXES, "decoder/a", ("norm",))
   state = random_state(mesh1)
   checkpoints.save(state, RECORD)
-  checkpoints = reopened(checkpoints)
+  checkpoints = reopened()
   before = contents(tmp_path)
   abstract, shardings = described(mesh1, other)
   with pytest.raises(UserError, match="is of another model") as error:
