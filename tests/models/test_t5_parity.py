@@ -109,7 +109,7 @@ def test_name_table_is_complete(pair):
 
 
 def test_logits_and_gradients(pair):
-  """Logits to 2e-4 of their scale, loss and gradients of named parameters to 1e-4, rows of unequal length."""
+  """Logits to 2e-4 of their scale, loss and gradients of named parameters to 5e-4, rows of unequal length."""
   outputs = pair.theirs(**pair.sources, labels=pair.labels)
   outputs.loss.backward()
   (loss, logits), grads = pair.gradients(pair.params, pair.batch)
@@ -130,7 +130,7 @@ def test_logits_and_gradients(pair):
   ):
     wanted = converted(path, [parameters[n].grad for n in pair.table[path]])
     assert np.abs(wanted).max() > 0
-    np.testing.assert_allclose(grads[path], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max(), err_msg=path)
+    np.testing.assert_allclose(grads[path], wanted, rtol=0, atol=5e-4 * np.abs(wanted).max(), err_msg=path)
 
 
 def test_greedy_tokens(pair, mesh1):
