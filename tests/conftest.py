@@ -11,6 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,13 @@ from mtx.training.parameters import blueprint
 
 # Five sites of an encoder-decoder: both streams, and cross-attention's side that reads the encoder.
 SITES = r".*/(v|wo)"
+
+
+@pytest.fixture(autouse=True)
+def unbound():
+  """What one test binds in gin does not reach the next."""
+  yield
+  gin.clear_config()
 
 
 @pytest.fixture(scope="session")

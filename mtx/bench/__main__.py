@@ -19,11 +19,10 @@ from mtx.bench.packing import packing
 from mtx.bench.pipeline import pipeline
 from mtx.bench.row import Row
 from mtx.bench.train_step import PEERS, train_step
-from mtx.check import versions
 from mtx.errors import UserError, did_you_mean
 
 NAMES = ("train_step", "packing", "host", "pipeline", "memory")
-SHOWN = ("python", "jax", "jaxlib", "flax", "grain")
+SHOWN = ("jax", "jaxlib", "flax", "grain", *PEERS)
 
 
 def benches(superni: Path | None, cache: Path) -> dict[str, Callable[[], Row]]:
@@ -63,9 +62,8 @@ def _quantity(value: float | None, unit: str) -> str:
 
 def machine() -> str:
   """Versions, devices and how busy the processor is: other work on it makes numbers smaller and ratios noisier."""
-  found = versions()
-  names = [f"{name} {found[name]}" for name in SHOWN]
-  for name in PEERS:
+  names = [f"python {sys.version.split()[0]}"]
+  for name in SHOWN:
     try:
       names.append(f"{name} {metadata.version(name)}")
     except metadata.PackageNotFoundError:
