@@ -8,6 +8,8 @@ from statistics import mean
 
 import pytest
 
+from mtx.ginfile import count_bindings
+
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[1]
 
@@ -33,6 +35,7 @@ def test_quickstart_learns_its_tasks_and_adapts_to_new_ones(tmp_path, seed):
   assert trained >= 80, trained
   assert adapted["MHR"] >= zero_shot + 20, (zero_shot, adapted)
   assert trained >= score(rows, "exact_match", stage="pretrain", split="train") + 20  # what routing adds
+  assert count_bindings((tmp_path / "run" / "operative.gin").read_text()) < 60
 
 
 @pytest.mark.parametrize("architecture", ["encdec", "causal", "prefix"])
