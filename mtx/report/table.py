@@ -182,10 +182,11 @@ def result_table(
 
 def _table(scores: Scores, summary: bool) -> Table:
   table = Table(title=Text(scores.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+  # A column's stage stands above its method: side by side they would leave no room for the names of tasks.
   table.add_column("category" if summary else "task", overflow="fold")
   table.add_column("n", justify="right", style="dim")
   for method in scores.methods:
-    table.add_column(Text(method), justify="right", no_wrap=True)
+    table.add_column(Text(method.replace(": ", ":\n")), justify="right", no_wrap=True)
   for line in scores.lines:
     if summary and line.kind == "task":
       continue
