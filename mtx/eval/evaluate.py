@@ -81,7 +81,7 @@ class Evaluation:
     return Carried(model, params, carried.adapter, ("any",), carried.trained)
 
 
-def test_examples(task: CachedTask, limit: int) -> list[Example]:
+def scored_examples(task: CachedTask, limit: int) -> list[Example]:
   """The first `limit` examples of the test split, or of validation where there is none."""
   split = task.splits.get("test") or task.splits["validation"]
   return [split[i] for i in range(min(limit, len(split)))]
@@ -103,7 +103,7 @@ def score_tasks(
     common: fields that every row gets.
     predictions_file: JSON lines, one an example: id, prediction, references and the score of every metric.
   """
-  chosen = [test_examples(t, limit) for t in tasks]
+  chosen = [scored_examples(t, limit) for t in tasks]
   flat = [e for examples in chosen for e in examples]
   ids = [i for i, examples in zip(task_ids, chosen, strict=True) for _ in examples]
   texts = iter(generator(params, flat, ids))
