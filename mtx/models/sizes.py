@@ -3,9 +3,8 @@
 import gin
 from ml_collections import ConfigDict
 
+from mtx.data.convert import ARCHITECTURES
 from mtx.errors import UserError, did_you_mean
-
-ARCHITECTURES = ("encdec", "causal", "prefix")
 
 
 def _t5(**sizes) -> ConfigDict:
