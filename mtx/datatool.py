@@ -10,6 +10,7 @@ from mtx import ginfile
 from mtx.data.audit import CHECKS, audit
 from mtx.data.cache import CachedMixture
 from mtx.errors import UserError, did_you_mean
+from mtx.models.sizes import model_config
 from mtx.report.audit import audit_tables, length_figure
 from mtx.report.caches import cache_table
 from mtx.report.examples import show
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace, runner: Sequence[str] = ()) -> int:
     show(
       mixture,
       arguments.n,
-      architecture=ginfile.value("model.architecture", "encdec"),
+      architecture=model_config().architecture if ginfile.value("model.preset", None) else "encdec",
       split=arguments.split or _split(mixture),
       tokens=arguments.tokens or None,
       batches=arguments.batches,

@@ -1,18 +1,27 @@
-"""Multi-head attention with T5's relative position bias, for packed rows and for decoding with a cache."""
+"""Multi-head attention with relative, ALiBi or rotary positions, for packed rows and for decoding with a cache."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
+from ml_collections import ConfigDict
 
+from mtx.models.config import kv_heads
 from mtx.models.context import Context
-from mtx.models.layers import Dense, param
+from mtx.models.layers import Dense, RMSNorm, param
+from mtx.models.rope import Turn, rotate
 from pallas_kernels.attention.api import Mask, attention
+
+# Indices of queries in their rows: the same in all rows, or one list a row.
+Rows = Int[Array, " query"] | Int[Array, "batch query"]
 
 
 def relative_buckets(
-  relative: Int[Array, "query key"], *, bidirectional: bool, buckets: int, max_distance: int
-) -> Int[Array, "query key"]:
+  relative: Int[Array, "*shape"], *, bidirectional: bool, buckets: int, max_distance: int
+) -> Int[Array, "*shape"]:
   """Bucket of each key position minus query position: exact near, logarithmic far (Raffel et al. 2020, section 2.1).
 
   Args:
@@ -46,31 +55,58 @@ class RelativeBias(nnx.Module):
     self.table = param(nnx.initializers.normal(std), (buckets, heads), ("bucket", "heads"), rngs)
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
 
-  def __call__(self, query: int, key: int, offset: Int[Array, ""] | int = 0) -> Float[Array, "heads query key"]:
-    relative = jnp.arange(key)[None, :] - (jnp.arange(query)[:, None] + offset)
+  def __call__(self, query: Rows, key: int) -> Float[Array, "*batch heads query key"]:
     index = relative_buckets(
-      relative, bidirectional=self.bidirectional, buckets=self.buckets, max_distance=self.max_distance
+      jnp.arange(key) - query[..., None],
+      bidirectional=self.bidirectional,
+      buckets=self.buckets,
+      max_distance=self.max_distance,
     )
-    return self.table[...][index].transpose(2, 0, 1)
+    return jnp.moveaxis(self.table[...][index], -1, -3)
+
+
+def alibi_slopes(heads: int) -> Float64[np.ndarray, " heads"]:
+  """2^(-8 i / n) for n = heads a power of two; others take every second slope of 2n for what is over the power below
+  (Press et al. 2022, arXiv 2108.12409)."""
+  power = 2 ** math.floor(math.log2(heads))
+  slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+  between = 2.0 ** (-4 * np.arange(1, 2 * (heads - power), 2) / power)
+  return np.concatenate([slopes, between])
+
+
+def alibi(heads: int, query: Rows, key: int) -> Float[Array, "*batch heads query key"]:
+  """The bias slope * (key index - query index); nothing is learned."""
+  relative = (jnp.arange(key) - query[..., None]).astype(jnp.float32)
+  return jnp.asarray(alibi_slopes(heads), jnp.float32)[:, None, None] * relative[..., None, :, :]
 
 
 class Attention(nnx.Module):
-  """q, k, v, o projections around `pallas_kernels.attention`. No biases, no score scale: T5 1.1."""
+  """q, k, v, o projections around `pallas_kernels.attention`."""
 
-  def __init__(self, d_model: int, heads: int, d_kv: int, *, rngs: nnx.Rngs):
-    inner = heads * d_kv
-    self.q = Dense(d_model, inner, ("embed", "heads"), std=(d_model * d_kv) ** -0.5, rngs=rngs)
-    self.k = Dense(d_model, inner, ("embed", "heads"), std=d_model**-0.5, rngs=rngs)
-    self.v = Dense(d_model, inner, ("embed", "heads"), std=d_model**-0.5, rngs=rngs)
-    self.o = Dense(inner, d_model, ("heads", "embed"), std=inner**-0.5, rngs=rngs)
-    self.heads = heads
+  def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    c = config
+    d, inner, shared = c.d_model, c.heads * c.d_kv, kv_heads(c) * c.d_kv
+    # Where scores are not scaled, the initialisation of q is (T5).
+    q_std = d**-0.5 * (c.d_kv**-0.5 if c.attention_scale == 1.0 else 1.0)
+    self.q = Dense(d, inner, ("embed", "heads"), std=q_std, rngs=rngs, bias=c.qkv_bias)
+    self.k = Dense(d, shared, ("embed", "heads"), std=d**-0.5, rngs=rngs, bias=c.qkv_bias)
+    self.v = Dense(d, shared, ("embed", "heads"), std=d**-0.5, rngs=rngs, bias=c.qkv_bias)
+    self.o = Dense(inner, d, ("heads", "embed"), std=inner**-0.5, rngs=rngs, bias=c.o_bias)
+    each = lambda: RMSNorm(c.d_kv, epsilon=c.norm_epsilon, offset=c.norm_offset, rngs=rngs)
+    self.q_norm, self.k_norm = (each(), each()) if c.qk_norm else (None, None)
+    self.d_kv, self.scale, self.soft_cap = c.d_kv, c.attention_scale, c.attention_soft_cap
 
   def split(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch length heads d_kv"]:
-    return x.reshape(*x.shape[:-1], self.heads, -1)
+    return x.reshape(*x.shape[:-1], -1, self.d_kv)
 
-  def keys_values(self, x: Float[Array, "batch key d_model"], ctx: Context) -> dict[str, Array]:
-    """Keys and values of a source; computed once for an encoder's output when decoding."""
-    return {"k": self.split(self.k(x, ctx.fold(1))), "v": self.split(self.v(x, ctx.fold(2)))}
+  def keys_values(
+    self, x: Float[Array, "batch key d_model"], ctx: Context, turn: Turn | None = None
+  ) -> dict[str, Array]:
+    """Keys (turned) and values of a source; computed once for an encoder's output when decoding."""
+    k = self.split(self.k(x, ctx.fold(1)))
+    if self.k_norm is not None:
+      k = self.k_norm(k)
+    return {"k": k if turn is None else rotate(k, turn), "v": self.split(self.v(x, ctx.fold(2)))}
 
   def __call__(
     self,
@@ -78,13 +114,38 @@ class Attention(nnx.Module):
     ctx: Context,
     keys_values: dict[str, Array],
     mask: Mask,
-    bias: Float[Array, "heads query key"] | None,
+    bias: Float[Array, "*batch heads query key"] | None,
+    turn: Turn | None = None,
   ) -> Float[Array, "batch query d_model"]:
     q = self.split(self.q(x, ctx.fold(0)))
-    y = attention(q, keys_values["k"], keys_values["v"], mask, bias)
+    if self.q_norm is not None:
+      q = self.q_norm(q)
+    if turn is not None:
+      q = rotate(q, turn)
+    y = attention(q, keys_values["k"], keys_values["v"], mask, bias, scale=self.scale, soft_cap=self.soft_cap)
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 
-def write(cache: dict[str, Array], fresh: dict[str, Array], index: Int[Array, ""] | int) -> dict[str, Array]:
-  """The cache with `fresh` keys and values at row position `index`."""
-  return jax.tree.map(lambda c, f: jax.lax.dynamic_update_slice_in_dim(c, f.astype(c.dtype), index, 1), cache, fresh)
+# Keys and values in a cache are [layer, batch, kv_heads, length, d_kv]: what one head reads at a step lies together,
+# and no step transposes the whole cache.
+def stored(fresh: dict[str, Array]) -> dict[str, Array]:
+  """Keys and values [..., length, kv_heads, d_kv] in the order of the cache, and back."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x, -3, -2), fresh)
+
+
+def write(
+  cache: dict[str, Array], fresh: dict[str, Array], layer: Int[Array, ""], index: Int[Array, ""] | Int[Array, " batch"]
+) -> dict[str, Array]:
+  """The cache of all layers with `fresh` keys and values [batch, n, kv_heads, d_kv] of one layer at row position
+  `index`, one for all rows or one a row."""
+
+  def one(old: Array, new: Array) -> Array:
+    new = new.astype(old.dtype)
+    if jnp.ndim(index) == 0:
+      return jax.lax.dynamic_update_slice(old, new[None], (layer, 0, 0, index, 0))
+    rows = jnp.arange(new.shape[0])[:, None]
+    places = index[:, None] + jnp.arange(new.shape[2])
+    # Advanced indices on both sides of a slice: the result leads with them.
+    return old.at[layer, rows, :, places].set(jnp.swapaxes(new, 1, 2))
+
+  return jax.tree.map(one, cache, stored(fresh))

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from mtx.models.cache import Cache
 from mtx.models.context import Context, context
 from mtx.models.head import Head
 from mtx.models.outputs import Outputs
@@ -28,10 +29,10 @@ class Decoder(nnx.Module):
     x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"], ctx.positions), ctx, mask)
     return Outputs(self.head.logits(x, ctx))
 
-  def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], dict]:
+  def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Runs left-padded prompts; returns the first logits and a cache with room for `length` more tokens.
 
-    Left padding lets all rows generate at one row index; relative bias makes the shift invisible.
+    Left padding lets all rows generate at one row index; every kind of position makes the shift invisible.
     """
     ctx = context(prompts, "decoder")
     batch, prompt = ctx.segment_ids.shape
@@ -53,13 +54,19 @@ class Decoder(nnx.Module):
     }
     return self.head.logits(x[:, -1:], ctx)[:, 0], cache
 
-  def decode_step(self, tokens: Int[Array, "batch"], cache: dict) -> tuple[Float[Array, "batch vocab"], dict]:
+  def extend(self, tokens: Int[Array, "batch n"], cache: Cache) -> tuple[Float[Array, "batch n vocab"], Cache]:
+    """Logits after each of n more tokens in every row, and the cache that holds them."""
+    index, n = cache["index"], tokens.shape[1]
+    ones = jnp.ones_like(tokens)
+    positions = cache["positions"][:, None] + jnp.arange(n)
+    ctx = Context(cache["task_ids"], segment_ids=ones, positions=positions)
+    # The whole prompt lies before these tokens: causal order shows it to them, prefix or not.
+    mask = Mask(ones, cache["segments"], offset=index, causal=True)
+    x, layers = self.decoder(self.head.embed(tokens, positions), ctx, mask, cache=cache["layers"], index=index)
+    step = {"layers": layers, "index": index + n, "positions": cache["positions"] + n}
+    return self.head.logits(x, ctx), {**cache, **step}
+
+  def decode_step(self, tokens: Int[Array, " batch"], cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Logits after one more token in every row, and the cache that holds it."""
-    index = cache["index"]
-    one = jnp.ones((tokens.shape[0], 1), jnp.int32)
-    ctx = Context(cache["task_ids"], segment_ids=one, positions=cache["positions"][:, None])
-    mask = Mask(one, cache["segments"], offset=index, causal=True)
-    x = self.head.embed(tokens[:, None], ctx.positions)
-    x, layers = self.decoder(x, ctx, mask, cache=cache["layers"], index=index)
-    step = {"layers": layers, "index": index + 1, "positions": cache["positions"] + 1}
-    return self.head.logits(x, ctx)[:, 0], {**cache, **step}
+    logits, cache = self.extend(tokens[:, None], cache)
+    return logits[:, 0], cache

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from mtx.models.config import kv_heads
+
 
 def forward_per_row(config: ConfigDict, inputs_length: int, targets_length: int) -> float:
   """FLOPs of one forward pass over one row (2 per multiply-add), padding included.
@@ -9,9 +11,9 @@ def forward_per_row(config: ConfigDict, inputs_length: int, targets_length: int)
   Projections and logits exactly, attention scores as the full rectangle, adapters and element-wise work not counted.
   """
   c = config
-  inner, d = c.heads * c.d_kv, c.d_model
-  attention = lambda queries, keys: 2 * (2 * queries * d * inner + 2 * keys * d * inner) + 4 * queries * keys * inner
-  mlp = lambda tokens: 2 * 3 * tokens * d * c.d_ff
+  inner, shared, d = c.heads * c.d_kv, kv_heads(c) * c.d_kv, c.d_model
+  attention = lambda queries, keys: 4 * d * (queries * inner + keys * shared) + 4 * queries * keys * inner
+  mlp = lambda tokens: 2 * (3 if c.gated else 2) * tokens * d * c.d_ff
   logits = lambda tokens: 2 * tokens * d * c.vocab_size
   if c.architecture != "encdec":
     n = inputs_length + targets_length

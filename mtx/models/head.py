@@ -6,33 +6,60 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from mtx.models.context import Context
-from mtx.models.layers import Dense, Embedding, param
+from mtx.models.layers import Dense, Embedding, norm, param
+
+
+class Entry(nnx.Module):
+  """What happens to token embeddings before the first layer: learned positions, a norm; each if the config has it."""
+
+  def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    c = config
+    self.places, self.offset = c.absolute_positions, c.position_offset
+    if self.places:
+      init = nnx.initializers.normal(c.embedding_std)
+      self.position_table = param(init, (self.places + self.offset, c.d_model), ("position", "embed"), rngs)
+    self.norm = norm(c, rngs) if c.embedding_norm else None
+
+  def __call__(
+    self, x: Float[Array, "batch length d_model"], positions: Int[Array, "batch length"]
+  ) -> Float[Array, "batch length d_model"]:
+    """Positions count within the segment; the last one repeats."""
+    if self.places:
+      rows = jnp.minimum(positions, self.places - 1) + self.offset
+      x = x + self.position_table[...][rows].astype(x.dtype)
+    return x if self.norm is None else self.norm(x)
 
 
 class Head(nnx.Module):
-  """Embedding and output head, tied (one table, scaled by d_model^-1/2) or untied."""
+  """Embedding and output head, tied (one table) or untied."""
 
   def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
     c = config
     self.embedding = Embedding(c.vocab_size, c.d_model, std=c.embedding_std, rngs=rngs)
-    self.places = c.absolute_positions
-    if self.places:
-      init = nnx.initializers.normal(c.embedding_std)
-      self.position_table = param(init, (self.places, c.d_model), ("position", "embed"), rngs)
+    self.entry = Entry(c, rngs=rngs)
+    self.encoder_entry = Entry(c, rngs=rngs) if c.separate_entries and c.architecture == "encdec" else None
     self.tied = c.tied_head
     if not c.tied_head:
       self.projection = Dense(c.d_model, c.vocab_size, ("embed", "vocab"), std=c.d_model**-0.5, rngs=rngs)
-    self.dtype = jnp.dtype(c.dtype)
+    self.bias = param(nnx.initializers.zeros, (c.vocab_size,), ("vocab",), rngs) if c.head_bias else None
+    self.dtype, self.embedding_scale = jnp.dtype(c.dtype), c.embedding_scale
+    self.scale = c.d_model**-0.5 if c.tied_head and c.scale_tied_head else 1.0
+    self.soft_cap = c.logit_soft_cap
 
   def embed(
-    self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"]
+    self, tokens: Int[Array, "batch length"], positions: Int[Array, "batch length"], side: str = "decoder"
   ) -> Float[Array, "batch length d_model"]:
-    """Token embeddings, plus learned positions within the segment if the model has them (the last one repeats)."""
+    """What the first layer of the `side` ("encoder" or "decoder") reads."""
     x = self.embedding(tokens, self.dtype)
-    if self.places:
-      x = x + self.position_table[...][jnp.minimum(positions, self.places - 1)].astype(self.dtype)
-    return x
+    if self.embedding_scale != 1.0:
+      x = x * jnp.asarray(self.embedding_scale, self.dtype)
+    entry = self.encoder_entry if side == "encoder" and self.encoder_entry is not None else self.entry
+    return entry(x, positions)
 
   def logits(self, x: Float[Array, "batch length d_model"], ctx: Context) -> Float[Array, "batch length vocab"]:
-    y = self.embedding.attend(x) if self.tied else self.projection(x, ctx)
-    return y.astype(jnp.float32)
+    if self.scale != 1.0:
+      x = x * self.scale
+    y = (self.embedding.attend(x) if self.tied else self.projection(x, ctx)).astype(jnp.float32)
+    if self.bias is not None:
+      y = y + self.bias[...]
+    return jnp.tanh(y / self.soft_cap) * self.soft_cap if self.soft_cap else y

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from mtx.models.context import Context
 
@@ -20,32 +21,59 @@ def param(init, shape: tuple[int, ...], axes: Axes, rngs: nnx.Rngs) -> nnx.Param
 
 
 class Dense(nnx.Module):
-  """y = x W, plus whatever the adapter adds. The only projection class, and the only hook."""
+  """y = x W (+ b), plus whatever the adapter adds. The only projection class, and the only hook."""
 
-  def __init__(self, din: int, dout: int, axes: Axes, *, std: float, rngs: nnx.Rngs):
+  def __init__(self, din: int, dout: int, axes: Axes, *, std: float, rngs: nnx.Rngs, bias: bool = False):
     self.kernel = param(nnx.initializers.normal(std), (din, dout), axes, rngs)
+    self.bias = param(nnx.initializers.zeros, (dout,), axes[1:], rngs) if bias else None
     self.din, self.dout, self.axes = din, dout, axes
     # A plain None would be static, and a later assignment would raise.
     self.adapter: nnx.Module | None = nnx.data(None)
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
     y = x @ self.kernel[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
     if self.adapter is not None:
       y = y + self.adapter(x, ctx).astype(x.dtype)
     return checkpoint_name(y, "projection")
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * scale, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467; no mean, no bias)."""
+  """x / rms(x) * (scale + offset), in float32 (Zhang and Sennrich 2019, arXiv 1910.07467; no mean, no bias)."""
 
-  def __init__(self, d_model: int, *, epsilon: float, rngs: nnx.Rngs):
-    self.scale = param(nnx.initializers.ones, (d_model,), ("norm",), rngs)
-    self.epsilon = epsilon
+  def __init__(self, dims: int, *, epsilon: float, rngs: nnx.Rngs, offset: float = 0.0):
+    init = nnx.initializers.constant(1.0 - offset)
+    self.scale = param(init, (dims,), ("norm",), rngs)
+    self.epsilon, self.offset = epsilon, offset
 
-  def __call__(self, x: Float[Array, "*shape d_model"]) -> Float[Array, "*shape d_model"]:
+  def __call__(self, x: Float[Array, "*shape dims"]) -> Float[Array, "*shape dims"]:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-    return (y * self.scale[...]).astype(x.dtype)
+    return (y * (self.scale[...] + self.offset)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """(x - mean) / std * scale + bias, computed in float32 (Ba et al. 2016, arXiv 1607.06450)."""
+
+  def __init__(self, dims: int, *, epsilon: float, rngs: nnx.Rngs):
+    self.scale = param(nnx.initializers.ones, (dims,), ("norm",), rngs)
+    self.bias = param(nnx.initializers.zeros, (dims,), ("norm",), rngs)
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*shape dims"]) -> Float[Array, "*shape dims"]:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def norm(config: ConfigDict, rngs: nnx.Rngs, dims: int | None = None) -> RMSNorm | LayerNorm:
+  """The config's norm over `dims`; None: over d_model."""
+  dims = dims or config.d_model
+  if config.norm == "layer":
+    return LayerNorm(dims, epsilon=config.norm_epsilon, rngs=rngs)
+  return RMSNorm(dims, epsilon=config.norm_epsilon, offset=config.norm_offset, rngs=rngs)
 
 
 class Embedding(nnx.Module):
@@ -58,9 +86,8 @@ class Embedding(nnx.Module):
     return self.table[...][tokens].astype(dtype)
 
   def attend(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
-    """Logits against the table, scaled by d_model^-1/2 as T5's tied head is."""
-    table = self.table[...]
-    return (x * table.shape[1] ** -0.5) @ table.T.astype(x.dtype)
+    """Logits against the table."""
+    return x @ self.table[...].T.astype(x.dtype)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:

@@ -1,75 +1,104 @@
 """n equal blocks with stacked parameters, run by one `lax.scan`: compile time and host overhead of a single block."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from mtx.models.attention import Attention, RelativeBias, write
+from mtx.models.attention import Attention, RelativeBias, alibi, stored, write
+from mtx.models.config import kv_heads
 from mtx.models.context import Context
-from mtx.models.layers import SAVED, Dense, RMSNorm, dropout
+from mtx.models.layers import SAVED, Dense, dropout, norm
+from mtx.models.rope import Turn, frequencies, turn
 from pallas_kernels.attention.api import Mask
 
+ACTIVATIONS = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+}
+NO_WINDOW = np.iinfo(np.int32).max
 
-class GatedMLP(nnx.Module):
-  """gelu(x W0) * (x W1) Wo (Shazeer 2020, arXiv 2002.05202; tanh gelu as T5 1.1 has it)."""
 
-  def __init__(self, d_model: int, d_ff: int, *, rngs: nnx.Rngs):
-    self.wi_0 = Dense(d_model, d_ff, ("embed", "mlp"), std=d_model**-0.5, rngs=rngs)
-    self.wi_1 = Dense(d_model, d_ff, ("embed", "mlp"), std=d_model**-0.5, rngs=rngs)
-    self.wo = Dense(d_ff, d_model, ("mlp", "embed"), std=d_ff**-0.5, rngs=rngs)
+class MLP(nnx.Module):
+  """act(x W0) * (x W1) Wo (gated: Shazeer 2020, arXiv 2002.05202), or act(x W0) Wo."""
+
+  def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    c = config
+    inward = lambda: Dense(c.d_model, c.d_ff, ("embed", "mlp"), std=c.d_model**-0.5, rngs=rngs, bias=c.mlp_bias)
+    self.wi_0 = inward()
+    self.wi_1 = inward() if c.gated else None
+    self.wo = Dense(c.d_ff, c.d_model, ("mlp", "embed"), std=c.d_ff**-0.5, rngs=rngs, bias=c.mlp_bias)
+    self.activation = c.activation
 
   def __call__(self, x: Float[Array, "batch length d_model"], ctx: Context, rate: float, key: PRNGKeyArray | None):
-    h = jax.nn.gelu(self.wi_0(x, ctx.fold(8)), approximate=True) * self.wi_1(x, ctx.fold(9))
+    h = ACTIVATIONS[self.activation](self.wi_0(x, ctx.fold(8)))
+    if self.wi_1 is not None:
+      h = h * self.wi_1(x, ctx.fold(9))
     return self.wo(dropout(h, rate, key), ctx.fold(10))
 
 
 class Block(nnx.Module):
-  """Self-attention, optional cross-attention, gated MLP; each pre-normed and residual."""
+  """Self-attention, optional cross-attention, MLP; each residual, with norms where the config places them."""
 
   def __init__(self, config: ConfigDict, *, cross: bool, rngs: nnx.Rngs):
     c = config
-    norm = lambda: RMSNorm(c.d_model, epsilon=c.norm_epsilon, rngs=rngs)
-    self.self_norm, self.mlp_norm = norm(), norm()
-    self.self_attention = Attention(c.d_model, c.heads, c.d_kv, rngs=rngs)
-    self.mlp = GatedMLP(c.d_model, c.d_ff, rngs=rngs)
+    both = c.placement == "both"
+    self.self_norm, self.mlp_norm = norm(c, rngs), norm(c, rngs)
+    self.self_after, self.mlp_after = (norm(c, rngs), norm(c, rngs)) if both else (None, None)
+    self.self_attention = Attention(c, rngs=rngs)
+    self.mlp = MLP(c, rngs=rngs)
     self.cross = cross
     if cross:
-      self.cross_norm = norm()
-      self.cross_attention = Attention(c.d_model, c.heads, c.d_kv, rngs=rngs)
-    self.rate = c.dropout
+      self.cross_norm = norm(c, rngs)
+      self.cross_after = norm(c, rngs) if both else None
+      self.cross_attention = Attention(c, rngs=rngs)
+    self.rate, self.parallel, self.post = c.dropout, c.parallel, c.placement == "post"
 
-  def __call__(self, x, ctx: Context, mask: Mask, bias, *, source=None, cache=None, index=0):
+  def __call__(self, x, ctx: Context, mask: Mask, bias, turn: Turn | None, *, source=None, cache=None):
     """One layer.
 
     Args:
       x: [batch, query, d_model].
       source: (encoder output, encoder context, cross mask) of an encoder-decoder.
-      cache: this layer's {"self": {k, v}, "cross": {k, v}} when decoding; cross keys are already complete.
-      index: row position at which the new keys are written into the cache.
-
-    Returns:
-      (x, the self-attention cache with this call's keys and values, or None). Cross keys do not change, and are not
-      copied from step to step.
+      cache: when decoding, a function from this call's keys and values to all that a query may see, and this
+        layer's cross keys and values.
     """
     keys = [None] * 4 if ctx.key is None else list(jax.random.split(ctx.key, 4))
-    h = self.self_norm(x)
-    fresh = self.self_attention.keys_values(h, ctx)
-    if cache is not None:
-      fresh = write(cache["self"], fresh, index)
-    x = x + dropout(self.self_attention(h, ctx, fresh, mask, bias), self.rate, keys[0])
-    if self.cross:
+    extended, cross = (None, None) if cache is None else cache
+
+    def attend(h):
+      seen = self.self_attention.keys_values(h, ctx, turn)
+      seen = seen if extended is None else extended(seen)
+      return self.self_attention(h, ctx, seen, mask, bias, turn)
+
+    def look(h):
       encoded, encoded_ctx, cross_mask = source
       site = ctx.fold(16)
-      if cache is None:
-        cross = self.cross_attention.keys_values(encoded, encoded_ctx.with_key(site.key))
-      else:
-        cross = cache["cross"]
-      y = self.cross_attention(self.cross_norm(x), site, cross, cross_mask, None)
-      x = x + dropout(y, self.rate, keys[1])
-    y = self.mlp(self.mlp_norm(x), ctx, self.rate, keys[2])
-    return x + dropout(y, self.rate, keys[3]), None if cache is None else fresh
+      seen = cross
+      if seen is None:
+        seen = self.cross_attention.keys_values(encoded, encoded_ctx.with_key(site.key))
+      return self.cross_attention(h, site, seen, cross_mask, None)
+
+    think = lambda h: self.mlp(h, ctx, self.rate, keys[2])
+    if self.parallel:
+      y = dropout(attend(self.self_norm(x)), self.rate, keys[0]) + dropout(think(self.mlp_norm(x)), self.rate, keys[3])
+      return x + y
+    x = self._residual(x, attend, self.self_norm, self.self_after, keys[0])
+    if self.cross:
+      x = self._residual(x, look, self.cross_norm, self.cross_after, keys[1])
+    return self._residual(x, think, self.mlp_norm, self.mlp_after, keys[3])
+
+  def _residual(self, x, sublayer, before, after, key):
+    if self.post:
+      return before(x + dropout(sublayer(x), self.rate, key))
+    y = sublayer(before(x))
+    return x + dropout(y if after is None else after(y), self.rate, key)
 
 
 def stacked(make, n: int, rngs: nnx.Rngs):
@@ -78,13 +107,13 @@ def stacked(make, n: int, rngs: nnx.Rngs):
 
 
 class Stack(nnx.Module):
-  """Blocks, final norm and the relative bias they share."""
+  """Blocks, final norm and the positions they share."""
 
   def __init__(self, config: ConfigDict, layers: int, *, cross: bool, bidirectional: bool, rngs: nnx.Rngs):
     c = config
     self.layers = stacked(lambda r: Block(c, cross=cross, rngs=r), layers, rngs)
-    self.norm = RMSNorm(c.d_model, epsilon=c.norm_epsilon, rngs=rngs)
-    self.relative_bias = RelativeBias(
+    self.norm = norm(c, rngs) if c.final_norm else None
+    learned = lambda: RelativeBias(
       c.heads,
       bidirectional=bidirectional,
       buckets=c.relative_buckets,
@@ -92,39 +121,93 @@ class Stack(nnx.Module):
       std=c.d_model**-0.5,
       rngs=rngs,
     )
-    self.depth, self.cross, self.rate, self.remat, self.unroll = layers, cross, c.dropout, c.remat, c.unroll
+    self.relative_bias = learned() if c.relative_buckets else None
+    self.depth, self.rate, self.remat, self.unroll = layers, c.dropout, c.remat, c.unroll
+    self.alibi = c.heads if c.alibi else 0
+    self.window = c.window
+    self.windowed = tuple(c.window_layers) or (1,) * layers
+    dims = int(c.d_kv * c.rope_fraction)
+    plain = frequencies(c.rope_theta, dims, c.rope_scaling) if c.rope_theta else None
+    local = frequencies(c.rope_local_theta, dims) if c.rope_local_theta else None
+    self.frequencies = tuple(None if f is None else tuple(f.tolist()) for f in (plain, local))  # static, so hashable
 
   def __call__(self, x, ctx: Context, mask: Mask, *, source=None, cache=None, index=0):
-    """Runs all layers over x [batch, query, d_model]; returns (normed output, cache)."""
-    key_length = x.shape[1] if cache is None else cache["self"]["k"].shape[2]
-    bias = self.relative_bias(x.shape[1], key_length, index)
+    """Runs all layers over x [batch, query, d_model].
+
+    Args:
+      source: (encoder output, encoder context, cross mask) of an encoder-decoder.
+      cache: {"self": {k, v}, "cross": {k, v}} of all layers when decoding; cross keys are already complete.
+      index: row position of the first query, one for all rows or one a row; the new keys are written there.
+
+    Returns:
+      (normed output, the cache with this call's keys and values).
+    """
+    bias = self._bias(x.shape[1], x.shape[1] if cache is None else cache["self"]["k"].shape[3], index)
+    turns = [None if f is None else turn(ctx.positions, np.array(f)) for f in self.frequencies]
     keys = None
     if ctx.key is not None:
       keys = jax.random.split(ctx.key, self.depth + 2)
       x = dropout(x, self.rate, keys[-1])
 
-    def body(x, layer):
-      block, key, cache = layer
-      return block(x, ctx.with_key(key), mask, bias, source=source, cache=cache, index=index)
+    def positions(windowed) -> tuple[Mask, Array | None, Turn | None]:
+      """Mask, bias and rotation of a layer."""
+      if not self.window:
+        return mask, bias, turns[0]
+      limited = replace(mask, window=jnp.where(windowed, self.window, NO_WINDOW))
+      if turns[1] is None:
+        return limited, bias, turns[0]
+      return limited, bias, jax.tree.map(lambda own, other: jnp.where(windowed, own, other), turns[1], turns[0])
 
-    policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*SAVED)
-    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    xs = (self.layers, None if keys is None else keys[: self.depth], cache)
-    x, fresh = jax.lax.scan(body, x, xs, unroll=self.unroll)
-    if cache is not None:
-      cache = {**cache, "self": fresh}
-    x = self.norm(x)
+    windowed = jnp.array(self.windowed, bool) if self.window else None
+    layer_keys = None if keys is None else keys[: self.depth]
+    if cache is None:
+
+      def body(x, layer):
+        block, key, windowed = layer
+        return block(x, ctx.with_key(key), *positions(windowed), source=source), None
+
+      policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*SAVED)
+      body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+      x, _ = jax.lax.scan(body, x, (self.layers, layer_keys, windowed), unroll=self.unroll)
+    else:
+      # The cache is carried and not scanned over: it is then written in place, and not copied once a step.
+      def step(carry, layer):
+        x, kept = carry
+        i, block, key, windowed, cross = layer
+        held = []
+
+        def extended(fresh):
+          held.append(write(kept, fresh, i, jnp.asarray(index)))
+          return stored(jax.tree.map(lambda each: each[i], held[0]))
+
+        known = (extended, None if cross is None else stored(cross))
+        x = block(x, ctx.with_key(key), *positions(windowed), source=source, cache=known)
+        return (x, held[0]), None
+
+      xs = (jnp.arange(self.depth), self.layers, layer_keys, windowed, cache.get("cross"))
+      (x, kept), _ = jax.lax.scan(step, (x, cache["self"]), xs, unroll=self.unroll)
+      cache = {**cache, "self": kept}
+    if self.norm is not None:
+      x = self.norm(x)
     return (x if keys is None else dropout(x, self.rate, keys[self.depth])), cache
 
+  def _bias(self, query: int, key: int, index) -> Float[Array, "*batch heads query key"] | None:
+    rows = jnp.arange(query) + jnp.asarray(index)[..., None]
+    bias = None if self.relative_bias is None else self.relative_bias(rows, key)
+    if self.alibi:
+      slopes = alibi(self.alibi, rows, key)
+      bias = slopes if bias is None else bias + slopes
+    return bias
+
   def cross_keys_values(self, encoded, ctx: Context) -> dict[str, Array]:
-    """Cross-attention keys and values of every layer, [layer, batch, key, heads, d_kv]."""
+    """Cross-attention keys and values of every layer, [layer, batch, kv_heads, key, d_kv]."""
 
     def body(_, block):
-      return None, block.cross_attention.keys_values(encoded, ctx)
+      return None, stored(block.cross_attention.keys_values(encoded, ctx))
 
     return jax.lax.scan(body, None, self.layers)[1]
 
   def empty_cache(self, config: ConfigDict, batch: int, length: int, dtype) -> dict[str, Array]:
     """Zeroed self-attention keys and values for `length` row positions."""
-    shape = (self.depth, batch, length, config.heads, config.d_kv)
+    shape = (self.depth, batch, kv_heads(config), length, config.d_kv)
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}

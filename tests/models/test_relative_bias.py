@@ -1,6 +1,7 @@
 """T5's relative position buckets, and the bias read from them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -26,8 +27,8 @@ def test_bias_is_toeplitz_and_offset_slices_it():
   """The bias depends on key minus query alone; `offset` gives the rows of a longer square, as decoding needs."""
   make = lambda rngs: RelativeBias(3, bidirectional=False, buckets=8, max_distance=16, std=1.0, rngs=rngs)
   bias = make(nnx.Rngs(0))
-  square = np.asarray(bias(12, 12))
+  square = np.asarray(bias(jnp.arange(12), 12))
   assert square.shape == (3, 12, 12)
   np.testing.assert_array_equal(square[:, 1:, 1:], square[:, :-1, :-1])
-  np.testing.assert_array_equal(jax.jit(lambda i: bias(2, 12, i))(7), square[:, 7:9])
+  np.testing.assert_array_equal(jax.jit(lambda i: bias(i + jnp.arange(2), 12))(7), square[:, 7:9])
   assert len(np.unique(square[0])) == 8 - 1  # 12 positions do not reach the last bucket

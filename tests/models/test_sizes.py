@@ -20,15 +20,20 @@ def test_presets_are_t5_1_1(preset, millions):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset):
-  """In every architecture, with a tied head and an untied one; a tied head is one table."""
-  for architecture in ("encdec", "causal", "prefix"):
+  """In every architecture that it has, with a tied head and an untied one; a tied head is one table."""
+  for architecture in ("encdec", "causal", "prefix") if PRESETS[preset]().encoder_layers else ("causal", "prefix"):
     for tied in (True, False):
       config = model_config(preset, architecture, {"tied_head": tied})
       config.vocab_size = 131
       model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
       shapes = [x.shape for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
-      vocabulary = [s for s in shapes if 131 in s]
+      vocabulary = [s for s in shapes if 131 in s and len(s) == 2]
       assert len(vocabulary) == (1 if tied else 2)
+
+
+def test_the_architecture_follows_from_the_preset():
+  assert model_config("t5_tiny").architecture == "encdec"
+  assert model_config("llama2_7b").architecture == "causal"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,7 @@ def test_every_preset_builds(preset):
   [
     ({"preset": "t5_smal"}, "model.preset.*'t5_smal'", "`t5_small`"),
     ({"preset": "t5_tiny", "architecture": "decoder"}, "model.architecture.*'decoder'", "encdec"),
+    ({"preset": "llama2_7b", "architecture": "encdec"}, "model.architecture.*'encdec' of preset", "causal"),
     ({"preset": "t5_tiny", "overrides": {"d_f": 3}}, "model.overrides.*'d_f'", "`d_ff`"),
     ({"preset": "t5_tiny", "overrides": {"d_ff": "big"}}, "model.overrides.*'d_ff'", ""),
     ({"preset": "t5_tiny", "overrides": {"dtype": "float16"}}, "model.overrides.*'float16'", "bfloat16"),

@@ -20,7 +20,7 @@ def test_specs_of_a_routed_model(tiny, routed, mesh8):
   wanted = {
     "head/embedding/table": P("tensor", "fsdp"),
     "head/projection/kernel": P("fsdp", "tensor"),
-    "head/position_table": P(None, "fsdp"),
+    "head/entry/position_table": P(None, "fsdp"),
     "encoder/relative_bias/table": P(None, "tensor"),
     "decoder/norm/scale": P(None),
     layers + "self_norm/scale": P(None, None),

@@ -8,8 +8,9 @@ from flax import nnx
 
 from mtx.adapters.poly import MHR
 from mtx.adapters.site import inject
+from mtx.models.config import config
 from mtx.models.layers import RMSNorm
-from mtx.models.stack import GatedMLP, stacked
+from mtx.models.stack import MLP, stacked
 from mtx.training.parameters import blueprint, count, partition, rule_for
 
 
@@ -17,7 +18,8 @@ class Layers(nnx.Module):
   """Two stacked layers with an adapter, and a norm: every kind of parameter, few to compile."""
 
   def __init__(self, rngs):
-    self.layers = stacked(lambda r: GatedMLP(16, 32, rngs=r), 2, rngs)
+    sizes = config(d_model=16, heads=2, d_kv=8, d_ff=32, decoder_layers=2)
+    self.layers = stacked(lambda r: MLP(sizes, rngs=r), 2, rngs)
     self.norm = RMSNorm(16, epsilon=1e-6, rngs=rngs)
     inject(self, 3, rngs, pattern=".*/wo", method=MHR)
 

@@ -1,0 +1,1 @@
+"""Pre-trained families: one file each, which says as data what their checkpoints call our parameters."""

@@ -1,0 +1,144 @@
+"""Llama 1 to 3, with scaled rotary positions: arXiv 2302.13971, 2307.09288, 2407.21783."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtx.errors import UserError, did_you_mean
+from mtx.models.config import config, kv_heads
+from mtx.models.families.family import ACTIVATIONS, Family, Name, Reading, linear, norm, same
+
+
+def read(hf: Mapping[str, Any]) -> ConfigDict:
+  """Our config of a LlamaConfig."""
+  get = Reading(hf)
+  get.only("attention_bias", False)
+  get.only("mlp_bias", False)
+  return config(**sizes(get), **rotary(get))
+
+
+def sizes(get: Reading) -> dict[str, Any]:
+  """What Llama, Mistral, Qwen and Phi-3 write alike."""
+  heads, d_model = get.size("num_attention_heads"), get.size("hidden_size")
+  d_kv = get.size("head_dim", d_model // heads)
+  return dict(
+    vocab_size=get.size("vocab_size"),
+    d_model=d_model,
+    heads=heads,
+    kv_heads=get.size("num_key_value_heads", heads),
+    d_kv=d_kv,
+    d_ff=get.size("intermediate_size"),
+    decoder_layers=get.size("num_hidden_layers"),
+    norm_epsilon=get("rms_norm_eps", 1e-6),
+    attention_scale=d_kv**-0.5,
+    activation=get.choice("hidden_act", ACTIVATIONS, "silu"),
+    tied_head=get("tie_word_embeddings", False),
+    embedding_std=get("initializer_range", 0.02),
+  )
+
+
+def rotary(get: Reading) -> dict[str, Any]:
+  """Rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
+  written = dict(get("rope_parameters", None) or get("rope_scaling", None) or {})
+  theta = float(written.pop("rope_theta", None) or get("rope_theta", 10000.0))
+  kind = written.pop("rope_type", None) or written.pop("type", "default")
+  written.pop("type", None)
+  if kind == "default":
+    return {"rope_theta": theta}
+  asked = {"linear": {"factor": "factor"}, "llama3": _LLAMA3}
+  if kind not in asked:
+    raise UserError(f"config.json: rope type {kind!r} is not supported.", hint=did_you_mean(kind, asked))
+  lacking = [key for key in asked[kind].values() if key not in written]
+  if lacking:
+    raise UserError(f"config.json: rope type {kind!r} lacks {lacking[0]!r}.")
+  return {
+    "rope_theta": theta,
+    "rope_scaling": {"kind": kind, **{ours: written[theirs] for ours, theirs in asked[kind].items()}},
+  }
+
+
+_LLAMA3 = {
+  "factor": "factor",
+  "low": "low_freq_factor",
+  "high": "high_freq_factor",
+  "original": "original_max_position_embeddings",
+}
+
+
+def names(c: ConfigDict) -> list[Name]:
+  """Names in LlamaForCausalLM."""
+  layer = "model.layers.{layer}"
+  found = [same("head/embedding/table", "model.embed_tokens.weight"), *norm("decoder/norm", "model.norm")]
+  if not c.tied_head:
+    found += linear("head/projection", "lm_head")
+  for each in "qkvo":
+    bias = c.o_bias if each == "o" else c.qkv_bias
+    found += linear(f"decoder/layers/self_attention/{each}", f"{layer}.self_attn.{each}_proj", bias=bias)
+  for ours, theirs in (("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj")):
+    found += linear(f"decoder/layers/mlp/{ours}", f"{layer}.mlp.{theirs}")
+  found += norm("decoder/layers/self_norm", f"{layer}.input_layernorm")
+  return found + norm("decoder/layers/mlp_norm", f"{layer}.post_attention_layernorm")
+
+
+def write(c: ConfigDict) -> dict[str, Any]:
+  """The LlamaConfig of our config."""
+  return write_sizes(c) | {"attention_bias": False, "mlp_bias": False}
+
+
+def write_sizes(c: ConfigDict) -> dict[str, Any]:
+  """The inverse of `sizes` and `rotary`."""
+  rope: dict[str, Any] = {"rope_theta": c.rope_theta, "rope_type": "default"}
+  if c.rope_scaling is not None:
+    keys = _LLAMA3 if c.rope_scaling.kind == "llama3" else {"factor": "factor"}
+    rope |= {"rope_type": c.rope_scaling.kind, **{theirs: c.rope_scaling[ours] for ours, theirs in keys.items()}}
+  return {
+    "vocab_size": c.vocab_size,
+    "hidden_size": c.d_model,
+    "num_attention_heads": c.heads,
+    "num_key_value_heads": kv_heads(c),
+    "head_dim": c.d_kv,
+    "intermediate_size": c.d_ff,
+    "num_hidden_layers": c.decoder_layers,
+    "rms_norm_eps": c.norm_epsilon,
+    "hidden_act": c.activation,
+    "tie_word_embeddings": c.tied_head,
+    "initializer_range": c.embedding_std,
+    # Both spellings: transformers 4 reads the second and third, transformers 5 the first.
+    "rope_parameters": rope,
+    "rope_theta": c.rope_theta,
+    "rope_scaling": None if c.rope_scaling is None else rope,
+  }
+
+
+def _sizes(vocabulary: int, d: int, heads: int, kv: int, d_ff: int, layers: int, theta: float) -> dict[str, Any]:
+  names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+  numbers = dict(zip(names, (vocabulary, d, heads, kv, d_ff), strict=True))
+  return {**numbers, "num_hidden_layers": layers, "rope_theta": theta, "rms_norm_eps": 1e-5}
+
+
+_SCALED = {
+  "rope_scaling": {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+  }
+}
+FAMILY = Family(
+  name="llama",
+  model_types=("llama",),
+  class_name="LlamaForCausalLM",
+  architectures=("causal", "prefix"),
+  config=read,
+  names=names,
+  hf_config=write,
+  presets={
+    "llama2_7b": _sizes(32000, 4096, 32, 32, 11008, 32, 1e4),
+    "llama2_13b": _sizes(32000, 5120, 40, 40, 13824, 40, 1e4),
+    "llama3_8b": _sizes(128256, 4096, 32, 8, 14336, 32, 5e5),
+    "llama3_1_8b": _sizes(128256, 4096, 32, 8, 14336, 32, 5e5) | _SCALED,
+  },
+  ignored=(r".*rotary_emb\.inv_freq", r"lm_head\.weight"),
+)
