@@ -90,11 +90,18 @@ def capacity(architecture: str, inputs_length: int, targets_length: int) -> Int[
 
 
 def sizes(
-  lengths: Int[np.ndarray, "examples 2"], architecture: str, inputs_length: int, targets_length: int
+  lengths: Int[np.ndarray, "examples 2"],
+  architecture: str,
+  inputs_length: int,
+  targets_length: int,
+  *,
+  start_id: int | None = 0,
 ) -> Int[np.ndarray, "examples sides"]:
-  """Tokens that examples of these lengths take of `capacity`."""
+  """Tokens that examples of these lengths take of `capacity`; one less of decoders without a start token."""
   cut = np.minimum(lengths, [inputs_length, targets_length]).astype(np.int64)
-  return cut if architecture == "encdec" else cut.sum(axis=1, keepdims=True)
+  if architecture == "encdec":
+    return cut
+  return np.maximum(cut.sum(axis=1, keepdims=True) - (start_id is None), 0)
 
 
 def features(
@@ -104,6 +111,7 @@ def features(
   targets_length: int,
   *,
   loss: str = "targets",
+  start_id: int | None = 0,
 ) -> Arrays:
   """Model features of a batch.
 
@@ -112,12 +120,15 @@ def features(
     architecture: one of ARCHITECTURES.
     inputs_length, targets_length: of a row; decoders have rows of inputs_length + targets_length.
     loss: "targets": loss weights are 1 at targets, or what the element's weights say; "all": 1 at every token.
+    start_id: the first decoder input of every segment. None, for decoders only: that is the segment's first token,
+      which nothing predicts, so a segment of n tokens takes n - 1 places.
 
   Returns:
     int32 arrays [batch, length], `decoder_loss_weights` float32. Decoder inputs are the targets shifted right
-    within each segment, beginning with 0. Segment id 0 is padding, and padding has task id 0.
+    within each segment. Segment id 0 is padding, and padding has task id 0.
 
   Raises:
+    UserError: an encoder-decoder without a start token.
     ValueError: elements of a row do not fit into it.
   """
   elements = [each for row in rows for each in row]
@@ -129,6 +140,8 @@ def features(
   parts = [_weights(each) for each in elements] if weighted else []
   batch = {}
   if architecture == "encdec":
+    if start_id is None:
+      raise UserError("an encoder-decoder's targets begin with a start token, and the vocabulary has none")
     encoder = _Layout(rows, widths, inputs_length)
     batch = {
       "encoder_input_tokens": encoder.tokens(inputs),
@@ -139,19 +152,30 @@ def features(
     decoder = _Layout(rows, decoder_sizes, targets_length)
     tokens = decoder.tokens(targets)
     counts = decoder.tokens(parts) if weighted else decoder.segments > 0
+    before = _shifted(tokens, decoder, start_id)
   else:
-    decoder = _Layout(rows, widths + decoder_sizes, inputs_length + targets_length)
-    tokens = decoder.tokens([part for pair in zip(inputs, targets, strict=True) for part in pair])
-    real, begin = decoder.segments > 0, decoder.spread(widths)
+    unpredicted = int(start_id is None)
+    whole = widths + decoder_sizes
+    decoder = _Layout(rows, np.maximum(whole - unpredicted, 0), inputs_length + targets_length)
+    pieces = [part for pair in zip(inputs, targets, strict=True) for part in pair]
+    tokens = decoder.tokens(pieces if start_id is not None else [_without(pieces, whole, first=True)])
+    before = (
+      decoder.tokens([_without(pieces, whole, first=False)])
+      if start_id is None
+      else _shifted(tokens, decoder, start_id)
+    )
+    # Where targets begin: without a start token, what is predicted stands one place further left.
+    real, begin = decoder.segments > 0, decoder.spread(widths - unpredicted)
     counts = real if loss == "all" else real & (decoder.positions >= begin)
     if weighted and loss != "all":
       nothing = [np.zeros(width, np.uint8) for width in widths]
-      counts = decoder.tokens([part for pair in zip(nothing, parts, strict=True) for part in pair])
+      marks = [part for pair in zip(nothing, parts, strict=True) for part in pair]
+      counts = decoder.tokens(marks if start_id is not None else [_without(marks, whole, first=True)])
     if architecture == "prefix":
-      # Decoder inputs are shifted right, so the token that predicts the first target sits at the inputs' width.
+      # The input token that predicts the first target sits at `begin`: the last one of the inputs.
       batch["decoder_causal_attention"] = (real & (decoder.positions <= begin)).astype(np.int32)
   return batch | {
-    "decoder_input_tokens": _shifted(tokens, decoder.positions),
+    "decoder_input_tokens": before,
     "decoder_target_tokens": tokens,
     "decoder_loss_weights": counts.astype(np.float32),
     "decoder_segment_ids": decoder.segments,
@@ -174,6 +198,7 @@ def padded(
   *,
   rows: int,
   eos_id: int = 1,
+  start_id: int | None = 0,
   loss: str = "targets",
 ) -> Arrays:
   """A teacher-forced batch with one example a row, cut to the lengths, filled up with empty rows to `rows`.
@@ -186,7 +211,7 @@ def padded(
     [element(example, int(task), *limits, eos_id)] for example, task in zip(examples, task_ids, strict=True)
   ]
   made += [[] for _ in range(rows - len(made))]
-  return features(made, architecture, *limits, loss=loss) | {"task_ids": row_tasks(made)}
+  return features(made, architecture, *limits, loss=loss, start_id=start_id) | {"task_ids": row_tasks(made)}
 
 
 def prompts(
@@ -197,20 +222,25 @@ def prompts(
   task_ids: Sequence[int],
   *,
   eos_id: int = 1,
+  start_id: int | None = 0,
 ) -> Arrays:
   """A batch to decode from: one example a row, inputs cut to `inputs_length`.
 
   Args:
     examples: each has "inputs", int32[n].
     architecture: "encdec" gives right-padded encoder_* features; the decoders give *left*-padded
-      [batch, inputs_length + 1] decoder_* features: 0, then inputs, so that all rows go on at the same index.
+      [batch, inputs_length + 1] decoder_* features: `start_id`, then inputs, so that all rows go on at the same index.
     inputs_length: tokens of a row.
     targets_length: tokens that decoding will add; at least 1.
     task_ids: of each example.
     eos_id: kept as the last token of inputs that are cut.
+    start_id: what a decoder's row begins with; None: the row is the inputs alone, [batch, inputs_length].
 
   Returns:
     The features and `task_ids` int32[batch].
+
+  Raises:
+    UserError: lengths below 1, or no token to go on from: empty inputs where there is no start token.
   """
   check_architecture(architecture)
   if inputs_length < 1 or targets_length < 1:
@@ -219,13 +249,21 @@ def prompts(
   tasks = np.asarray(task_ids, np.int32)
   if architecture == "encdec":
     rows = [[Element(tokens, _NONE, int(task))] for tokens, task in zip(inputs, tasks, strict=True)]
-    made = features(rows, architecture, inputs_length, 0)
+    made = features(rows, architecture, inputs_length, 0)  # of the encoder, which has no start token
     return {name: values for name, values in made.items() if name.startswith("encoder_")} | {"task_ids": tasks}
-  length = inputs_length + 1
+  start = np.array([] if start_id is None else [start_id], np.int32)
+  length = inputs_length + len(start)
+  begun = [np.concatenate([start, tokens]) for tokens in inputs]
+  if empty := [i for i, tokens in enumerate(begun) if not len(tokens)]:
+    name = examples[empty[0]].get("id", empty[0])
+    raise UserError(
+      f"example {name!r} has no input, and the vocabulary has no start token: there is nothing to go on from",
+      hint="leave it out, or give its task a prompt",
+    )
   made = {
-    "decoder_input_tokens": np.stack([_left_padded(np.concatenate([[0], tokens]), length) for tokens in inputs]),
-    "decoder_segment_ids": np.stack([_left_padded(np.ones(len(tokens) + 1), length) for tokens in inputs]),
-    "decoder_positions": np.stack([_left_padded(np.arange(len(tokens) + 1), length) for tokens in inputs]),
+    "decoder_input_tokens": np.stack([_left_padded(tokens, length) for tokens in begun]),
+    "decoder_segment_ids": np.stack([_left_padded(np.ones(len(tokens)), length) for tokens in begun]),
+    "decoder_positions": np.stack([_left_padded(np.arange(len(tokens)), length) for tokens in begun]),
   }
   if architecture == "prefix":
     made["decoder_causal_attention"] = made["decoder_segment_ids"].copy()
@@ -278,10 +316,20 @@ def _left_padded(values: np.ndarray, length: int) -> Int32[np.ndarray, " length"
   return padded
 
 
-def _shifted(
-  tokens: Int32[np.ndarray, "batch length"], positions: Int32[np.ndarray, "batch length"]
-) -> Int32[np.ndarray, "batch length"]:
-  """Each segment's tokens one to the right, 0 first. Padding has position 0 throughout and so becomes 0."""
+def _without(
+  parts: Sequence[np.ndarray], sizes: Int[np.ndarray, " elements"], *, first: bool
+) -> Int32[np.ndarray, " n"]:
+  """All tokens of elements of these sizes without the first or without the last one of each element."""
+  tokens = np.concatenate([_NONE, *parts])
+  ends = sizes.cumsum()
+  places = (ends - sizes if first else ends - 1)[sizes > 0]
+  return np.delete(tokens, places)
+
+
+def _shifted(tokens: Int32[np.ndarray, "batch length"], layout: _Layout, start_id: int) -> np.ndarray:
+  """Each segment's tokens one to the right, `start_id` first. int32[batch, length]; padding is 0."""
   before = np.zeros_like(tokens)
   before[:, 1:] = tokens[:, :-1]
-  return np.where(positions == 0, 0, before)
+  # Padding has position 0 throughout.
+  first = np.where(layout.segments > 0, start_id, 0).astype(tokens.dtype) if start_id else 0
+  return np.where(layout.positions == 0, first, before)

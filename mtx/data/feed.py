@@ -17,7 +17,7 @@ import gin
 import grain
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mtx.data import convert
 from mtx.data.cache import CachedMixture, CachedSplit, CachedTask, Example, digest
@@ -198,7 +198,7 @@ def feed(
       raise UserError(f"{name} of the feed is {value!r}", hint="it must be 1 or more")
   recipe = _Recipe(mixture, architecture, split, seed, batch, inputs_length, targets_length, pack, rows, overlong, loss)
   counts = {
-    mixture.tasks[index].name: int((stream.split.lengths > recipe.limits).any(axis=1).sum())
+    mixture.tasks[index].name: int((stream.split.lengths > np.array(recipe.lengths)).any(axis=1).sum())
     for index, stream in ((index, recipe.stream(index)) for index in np.flatnonzero(recipe.rates).tolist())
   }
   settings = [architecture, split, seed, batch, inputs_length, targets_length, pack, rows, overlong, loss, ORDER]
@@ -243,13 +243,14 @@ def validation_batches(
     for index, task in with_split
     for position in range(min(len(task.splits[split]), len(task.splits[split]) if limit is None else limit))
   ]
+  eos_id, start_id = mixture.vocabulary.eos_id, mixture.vocabulary.start(architecture)
   for start in range(0, len(chosen), batch):
     part = chosen[start : start + batch]
     examples: list[Example] = [available[position] for _, available, position in part]
     tasks = [index for index, _, _ in part]
-    eos_id = mixture.vocabulary.eos_id
+    lengths = (inputs_length, targets_length)
     yield convert.padded(
-      examples, architecture, inputs_length, targets_length, tasks, rows=batch, eos_id=eos_id, loss=loss
+      examples, architecture, *lengths, tasks, rows=batch, eos_id=eos_id, start_id=start_id, loss=loss
     )
 
 
@@ -275,29 +276,33 @@ class _Recipe:
     return _normalised(np.asarray(self.mixture.rates, np.float64))
 
   @functools.cached_property
-  def limits(self) -> Int[np.ndarray, " 2"]:
-    return np.array([self.inputs_length, self.targets_length])
+  def start_id(self) -> int | None:
+    return self.mixture.vocabulary.start(self.architecture)
+
+  @functools.cached_property
+  def lengths(self) -> tuple[int, int]:
+    return self.inputs_length, self.targets_length
 
   def stream(self, index: int) -> Stream:
     """Of a task. Made when it is first asked for, since one whose rate is 0 may lack the split."""
     if index not in self.streams:
       task = self.mixture.tasks[index]
       examples = _split(task, self.split)
-      kept = _within(task, examples, self.limits, self.overlong)
-      sizes = convert.sizes(examples.lengths, self.architecture, self.inputs_length, self.targets_length)
+      kept = _within(task, examples, np.array(self.lengths), self.overlong)
+      sizes = convert.sizes(examples.lengths, self.architecture, *self.lengths, start_id=self.start_id)
       self.streams[index] = Stream(examples, kept, sizes, task.name, self.seed)
     return self.streams[index]
 
   def rows(self) -> Rows:
-    capacity = convert.capacity(self.architecture, self.inputs_length, self.targets_length)
+    capacity = convert.capacity(self.architecture, *self.lengths)
     return ROWS[self.kind](self.stream, self.rates, Packing(capacity, self.seed, single=not self.pack))
 
   def element(self, task: int, index: int) -> Element:
     example = self.stream(task).split[index]
-    return convert.element(example, task, self.inputs_length, self.targets_length, self.mixture.vocabulary.eos_id)
+    return convert.element(example, task, *self.lengths, self.mixture.vocabulary.eos_id)
 
   def arrays(self, rows: Sequence[Sequence[Element]]) -> Arrays:
-    made = convert.features(rows, self.architecture, self.inputs_length, self.targets_length, loss=self.loss)
+    made = convert.features(rows, self.architecture, *self.lengths, loss=self.loss, start_id=self.start_id)
     return made | {"task_ids": convert.row_tasks(rows)} if self.kind == "task" else made
 
   def checked(self, rates: Mapping[str, float]) -> Float[np.ndarray, " tasks"]:

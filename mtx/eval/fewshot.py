@@ -137,14 +137,15 @@ class Adapter:
 
   def _batch(self, examples: list[Example]) -> dict[str, np.ndarray]:
     s = self._session
-    eos = s.mixture("train").vocabulary.eos_id
+    vocabulary = s.mixture("train").vocabulary
     return convert.padded(
       examples,
       s.config.architecture,
       self._inputs_length,
       self._targets_length,
       [0] * len(examples),
-      eos_id=eos,
+      eos_id=vocabulary.eos_id,
+      start_id=vocabulary.start(s.config.architecture),
       rows=-(-len(examples) // batch_ways(s.mesh)) * batch_ways(s.mesh),
     )
 

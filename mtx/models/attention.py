@@ -93,7 +93,8 @@ class Attention(nnx.Module):
     self.v = Dense(d, shared, ("embed", "heads"), std=d**-0.5, rngs=rngs, bias=c.qkv_bias)
     self.o = Dense(inner, d, ("heads", "embed"), std=inner**-0.5, rngs=rngs, bias=c.o_bias)
     each = lambda: RMSNorm(c.d_kv, epsilon=c.norm_epsilon, offset=c.norm_offset, rngs=rngs)
-    self.q_norm, self.k_norm = (each(), each()) if c.qk_norm else (None, None)
+    self.q_norm = each() if c.qk_norm else None
+    self.k_norm = each() if c.qk_norm else None
     self.d_kv, self.scale, self.soft_cap = c.d_kv, c.attention_scale, c.attention_soft_cap
 
   def split(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch length heads d_kv"]:

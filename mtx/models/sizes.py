@@ -35,9 +35,14 @@ PRESETS: dict[str, Callable[[], ConfigDict]] = {
 }
 
 
-@gin.configurable("model")
+@gin.configurable("model", denylist=["found"])
 def model_config(
-  preset: str = gin.REQUIRED, architecture: str | None = None, overrides: dict | None = None
+  preset: str | None = None,
+  architecture: str | None = None,
+  overrides: dict | None = None,
+  pretrained: str | None = None,
+  *,
+  found: ConfigDict | None = None,
 ) -> ConfigDict:
   """The model's sizes.
 
@@ -47,12 +52,25 @@ def model_config(
       a token as the encoder-decoder does (Wang et al. 2022, arXiv 2204.05832). None: "encdec" where the preset has an
       encoder, else "causal".
     overrides: fields to change, for example {"d_ff": 512, "dtype": "bfloat16", "dropout": 0.1, "remat": True}.
+    pretrained: in place of a preset, the folder of a model to start from, as `mtx import` takes it. Its vocabulary is
+      then that of `mixture`, unless `mixture.vocabulary` is bound.
+    found: the config of that folder, in its architecture.
 
   Raises:
-    UserError: unknown preset, architecture or field.
+    UserError: unknown preset, architecture or field; neither a preset nor a folder, or both.
   """
+  if (preset is None) == (pretrained is None):
+    raise UserError(
+      "`model.preset` or `model.pretrained` needs a value." if preset is None else
+      f"`model.preset` = {preset!r} and `model.pretrained` = {pretrained!r} exclude each other.",
+      hint="a preset starts from nothing, a folder from its parameters",
+    )  # fmt: skip
+  if pretrained is not None:
+    if found is None:
+      raise UserError(f"binding `model.pretrained`: {pretrained!r} was not opened.")
+    return _changed(found.copy_and_resolve_references(), overrides, f"the model in {pretrained}")
   if preset not in PRESETS:
-    raise UserError(f"binding `model.preset`: no preset {preset!r}.", hint=did_you_mean(preset, PRESETS))
+    raise UserError(f"binding `model.preset`: no preset {preset!r}.", hint=did_you_mean(preset or "", PRESETS))
   made = PRESETS[preset]()
   choices = ARCHITECTURES if made.encoder_layers else tuple(a for a in ARCHITECTURES if a != "encdec")
   architecture = choices[0] if architecture is None else architecture
@@ -61,16 +79,20 @@ def model_config(
       f"binding `model.architecture`: no architecture {architecture!r} of preset {preset!r}.",
       hint=did_you_mean(architecture, choices),
     )
+  made = _changed(made, overrides, f"preset {preset!r}")
+  made.architecture = architecture
+  return made
+
+
+def _changed(made: ConfigDict, overrides: dict | None, what: str) -> ConfigDict:
+  """A config with other values in some fields."""
   for field, value in (overrides or {}).items():
     if field not in made:
-      raise UserError(
-        f"binding `model.overrides`: preset {preset!r} has no field {field!r}.", hint=did_you_mean(field, made)
-      )
+      raise UserError(f"binding `model.overrides`: {what} has no field {field!r}.", hint=did_you_mean(field, made))
     try:
       made[field] = value
     except TypeError as e:
       raise UserError(f"binding `model.overrides`: field {field!r}: {e}.") from e
   if made.dtype not in ("float32", "bfloat16"):
     raise UserError(f"binding `model.overrides`: dtype {made.dtype!r}.", hint="valid choices: bfloat16, float32")
-  made.architecture = architecture
   return made

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from mtx.errors import UserError
 from mtx.models.attention import Attention, RelativeBias, alibi, stored, write
 from mtx.models.config import kv_heads
 from mtx.models.context import Context
@@ -50,7 +51,8 @@ class Block(nnx.Module):
     c = config
     both = c.placement == "both"
     self.self_norm, self.mlp_norm = norm(c, rngs), norm(c, rngs)
-    self.self_after, self.mlp_after = (norm(c, rngs), norm(c, rngs)) if both else (None, None)
+    self.self_after = norm(c, rngs) if both else None
+    self.mlp_after = norm(c, rngs) if both else None
     self.self_attention = Attention(c, rngs=rngs)
     self.mlp = MLP(c, rngs=rngs)
     self.cross = cross
@@ -130,6 +132,9 @@ class Stack(nnx.Module):
     plain = frequencies(c.rope_theta, dims, c.rope_scaling) if c.rope_theta else None
     local = frequencies(c.rope_local_theta, dims) if c.rope_local_theta else None
     self.frequencies = tuple(None if f is None else tuple(f.tolist()) for f in (plain, local))  # static, so hashable
+    scaling = c.rope_scaling or {}
+    self.magnitudes = (scaling.get("magnitude", 1.0), 1.0)
+    self.longest = scaling.get("longest", 0)
 
   def __call__(self, x, ctx: Context, mask: Mask, *, source=None, cache=None, index=0):
     """Runs all layers over x [batch, query, d_model].
@@ -142,8 +147,18 @@ class Stack(nnx.Module):
     Returns:
       (normed output, the cache with this call's keys and values).
     """
-    bias = self._bias(x.shape[1], x.shape[1] if cache is None else cache["self"]["k"].shape[3], index)
-    turns = [None if f is None else turn(ctx.positions, np.array(f)) for f in self.frequencies]
+    length = x.shape[1] if cache is None else cache["self"]["k"].shape[3]
+    if self.longest and length > self.longest:
+      raise UserError(
+        f"a row has {length} tokens: past {self.longest} this model turns positions by other factors (longrope), which "
+        "mtx does not do.",
+        hint=f"rows, and prompts with what is decoded after them, may have {self.longest} tokens",
+      )
+    bias = self._bias(x.shape[1], length, index)
+    turns = [
+      None if f is None else turn(ctx.positions, np.array(f), magnitude)
+      for f, magnitude in zip(self.frequencies, self.magnitudes, strict=True)
+    ]
     keys = None
     if ctx.key is not None:
       keys = jax.random.split(ctx.key, self.depth + 2)

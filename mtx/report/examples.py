@@ -4,7 +4,6 @@ The batches are those of `mtx.data.feed`, and all that is shown is read from the
 weights, the region that a prefix decoder sees at once, padding.
 """
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from jaxtyping import Bool
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -24,7 +22,7 @@ from rich.text import Text
 from mtx.data.cache import CachedMixture
 from mtx.data.convert import Arrays
 from mtx.data.feed import feed
-from mtx.data.vocabulary import BYTE_OFFSET, Vocabulary
+from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError
 from mtx.report.cells import Name, percent
 
@@ -238,7 +236,7 @@ class _Paint:
   """Tokens to text in a segment's colour."""
 
   def __init__(self, vocabulary: Vocabulary, console: Console, tokens: int | None, boundaries: bool):
-    self.spell = _speller(vocabulary)
+    self.spell, self.start_id = _speller(vocabulary), vocabulary.start_id
     self.tokens, self.boundaries = tokens, boundaries
     self.colour = console.color_system is not None and not console.no_color
     wide = "utf" in console.encoding
@@ -290,8 +288,13 @@ class _Paint:
       values, loss = row["decoder_target_tokens"][where], row["decoder_loss_weights"][where] > 0
       prefix = nothing
       if "decoder_causal_attention" in row:
-        # A token is read one position after it is predicted, and the first thing that is read is a 0.
+        # A token is read one position after it is predicted, and the first thing that is read is the start.
         prefix = np.append(row["decoder_causal_attention"][where][1:] > 0, False)
+      if self.start_id is None and len(where) and "encoder_segment_ids" not in row:
+        # There is no start: what is read first is the segment's first token, which nothing predicts.
+        values, loss = np.append(row["decoder_input_tokens"][where[0]], values), np.append(False, loss)
+        seen = row.get("decoder_causal_attention")
+        prefix = np.append(seen is not None and seen[where[0]] > 0, prefix)
     text = Text()
     if label:
       text.append(f"{side} {self.bar} ", "dim")
@@ -339,18 +342,13 @@ Speller = Callable[[list[int], bool], list[tuple[str, bool]]]
 
 def _speller(vocabulary: Vocabulary) -> Speller:
   """Ids -> (text, whether it is a special token). Texts are single tokens if asked, and else as long as may be."""
-  if vocabulary.kind == "byte":
-    sequence = lambda token: bytes([token - BYTE_OFFSET]) if BYTE_OFFSET <= token < 256 + BYTE_OFFSET else None
-  else:
-    sequence = functools.partial(_piece_bytes, sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.path)))
-  names = {vocabulary.pad_id: "<pad>", vocabulary.eos_id: "</s>", 2: "<unk>"}
-  names |= {vocabulary.size - 1 - i: f"<extra_id_{i}>" for i in range(vocabulary.extra_ids)}
+  names = {vocabulary.size - 1 - i: f"<extra_id_{i}>" for i in range(vocabulary.sentinels)}
 
   def spell(ids: list[int], single: bool) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     pending = b""
     for token in [*ids, None]:
-      content = None if token is None or token in names else sequence(token)
+      content = None if token is None or token in names else vocabulary.spell(token)
       if content is not None:
         pending += content
       # A character may be several tokens: they stay together.
@@ -358,20 +356,10 @@ def _speller(vocabulary: Vocabulary) -> Speller:
         found.append((_visible(pending.decode("utf-8", errors="replace")), False))
         pending = b""
       if token is not None and content is None:
-        found.append((names.get(token, f"<{token}>"), True))
+        found.append((names.get(token) or vocabulary.written(token) or f"<{token}>", True))
     return found
 
   return spell
-
-
-def _piece_bytes(pieces: sentencepiece.SentencePieceProcessor, token: int) -> bytes | None:
-  """UTF-8 of a piece, its leading space kept; None of ids that are not text."""
-  if not 0 <= token < pieces.GetPieceSize() or pieces.IsControl(token) or pieces.IsUnknown(token):
-    return None
-  piece = pieces.IdToPiece(token)
-  if pieces.IsByte(token):
-    return bytes([int(piece[3:-1], 16)])
-  return piece.replace("▁", " ").encode()
 
 
 def _complete(content: bytes) -> bool:

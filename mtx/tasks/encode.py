@@ -8,23 +8,35 @@ from typing import Any
 import numpy as np
 
 from mtx.tasks.task import Reading, Row, TextTask
+from mtx.tokens.special import T5, Writing
 
 ROLES = ("user", "assistant")
 
 
 def encoded(
-  task: TextTask, split: str, reading: Reading, eos_id: int, shard: int = 0, shards: int = 1
+  task: TextTask,
+  split: str,
+  reading: Reading,
+  eos_id: int,
+  shard: int = 0,
+  shards: int = 1,
+  *,
+  writing: Writing = T5,
 ) -> Iterator[dict[str, Any]]:
-  """Examples of a split: `inputs`, `targets` int32 with EOS (empty inputs stay empty), `id`, `references`, `text`.
+  """Examples of a split: `inputs`, `targets` int32, `id`, `references`, `text`.
+
+  Targets end with EOS, inputs too where the family closes them (empty inputs stay empty). A conversation is written by
+  the family's chat template if there is one, and turn by turn with EOS if not.
 
   `text` is the input as text; `options` and `weights` (uint8[len(targets)], 1 where the loss counts a token) are there
   only if the row has options or turns.
 
   Args:
     shard, shards: only rows shard, shard + shards, ... The others are read, and cost no tokenisation.
+    writing: of the vocabulary's family.
 
   Raises:
-    UserError: a row that is no row, beyond the budget of `reading`.
+    UserError: a row that is no row, beyond the budget of `reading`; a chat template that answers can not be found in.
   """
   position = 0
   for row in task.rows(split, reading):
@@ -34,8 +46,14 @@ def encoded(
       continue
     if position % shards == shard:
       identity = str(row["id"]) if "id" in row else f"{task.name}-{split}-{position}"
-      yield (_conversation if "turns" in row else _example)(identity, row, reading, eos_id)
+      yield (_conversation if "turns" in row else _example)(identity, row, reading, eos_id, writing)
     position += 1
+
+
+def asked(inputs: str, writing: Writing) -> str:
+  """Inputs as a family reads them. Where no EOS closes them, a line's end parts them from the answer, unless they end
+  in white space themselves: a decoder would else see "add 24 and 7296"."""
+  return inputs if writing.closes_inputs or not inputs or inputs[-1].isspace() else f"{inputs}\n"
 
 
 def _unusable(row: Row) -> str:
@@ -53,12 +71,15 @@ def _unusable(row: Row) -> str:
   return ""
 
 
-def _example(identity: str, row: Row, reading: Reading, eos_id: int) -> dict[str, Any]:
+def _example(identity: str, row: Row, reading: Reading, eos_id: int, writing: Writing) -> dict[str, Any]:
   inputs = row["inputs"]
+  prompt = asked(inputs, writing) if isinstance(inputs, str) else inputs
+  opens = () if writing.opens_id is None else (writing.opens_id,)
+  closes = (eos_id,) if writing.closes_inputs else ()
   example = {
     "id": identity,
-    "inputs": _closed(inputs, reading, eos_id) if len(inputs) else np.zeros(0, np.int32),
-    "targets": _closed(row["targets"], reading, eos_id),
+    "inputs": _framed(prompt, reading, opens, closes) if len(inputs) else np.zeros(0, np.int32),
+    "targets": _framed(row["targets"], reading, opens, (eos_id,)),
     "references": _references(row),
     "text": inputs if isinstance(inputs, str) else "",
   }
@@ -67,19 +88,25 @@ def _example(identity: str, row: Row, reading: Reading, eos_id: int) -> dict[str
   return example
 
 
-def _conversation(identity: str, row: Row, reading: Reading, eos_id: int) -> dict[str, Any]:
+def _conversation(identity: str, row: Row, reading: Reading, eos_id: int, writing: Writing) -> dict[str, Any]:
   """The first turn is the input; all others are targets, of which the loss counts those of the assistant.
 
-  Every turn ends with EOS, so that a model learns to stop where it has answered.
+  Every turn ends with EOS, so that a model learns to stop where it has answered. A chat template has its own signs.
   """
   turns: Sequence[tuple[str, str]] = row["turns"]
-  tokens = [_closed(text, reading, eos_id) for _, text in turns]
-  weights = [np.full(len(t), role == "assistant", np.uint8) for t, (role, _) in zip(tokens, turns, strict=True)]
+  if writing.chat:
+    inputs, targets, counts = writing.chat([(role, text) for role, text in turns])
+    tokens = [np.array(inputs, np.int32), np.array(targets, np.int32)]
+    weights = [np.array(counts, np.uint8)]
+  else:
+    tokens = [_framed(text, reading, (), (eos_id,)) for _, text in turns]
+    roles = [role for role, _ in turns]
+    weights = [np.full(len(t), role == "assistant", np.uint8) for t, role in zip(tokens[1:], roles[1:], strict=True)]
   return {
     "id": identity,
     "inputs": tokens[0],
     "targets": np.concatenate(tokens[1:]),
-    "weights": np.concatenate(weights[1:]),
+    "weights": np.concatenate(weights),
     "references": [turns[-1][1]],
     "text": turns[0][1],
   }
@@ -91,11 +118,17 @@ def _references(row: Row) -> list[str]:
   return [row["targets"]] if isinstance(row["targets"], str) else []
 
 
-def _closed(value: str | Sequence[int], reading: Reading, eos_id: int) -> np.ndarray:
-  """Token ids with EOS after them."""
+def _framed(
+  value: str | Sequence[int], reading: Reading, before: tuple[int, ...], after: tuple[int, ...]
+) -> np.ndarray:
+  """Token ids between those before and after them."""
   ids = reading.encode(value) if isinstance(value, str) else value
+  if isinstance(ids, np.ndarray) and ids.dtype == np.int32:
+    # np.append takes five times as long.
+    content = struct.pack(f"{len(before)}i", *before) + ids.tobytes() + struct.pack(f"{len(after)}i", *after)
+    return np.frombuffer(content, np.int32)
   # NumPy takes twice as long to make an array of a list of numbers.
-  return np.frombuffer(struct.pack(f"{len(ids) + 1}i", *ids, eos_id), np.int32)
+  return np.frombuffer(struct.pack(f"{len(before) + len(ids) + len(after)}i", *before, *ids, *after), np.int32)
 
 
 def texts_of(tasks: Sequence[TextTask], most: int = 20_000) -> Iterator[str]:

@@ -175,3 +175,88 @@ def test_the_loss_can_be_on_every_token():
 def test_a_loss_that_can_not_be_learnt_is_named(loss, architecture, message):
   with pytest.raises(UserError, match=message):
     convert.check_loss(loss, architecture)
+
+
+@pytest.mark.parametrize("architecture", convert.ARCHITECTURES)
+def test_a_row_begins_with_the_familys_token(architecture):
+  """Only the first decoder input of every segment differs from a row that begins with 0; padding stays 0."""
+  zero, seven = two_in_a_row(architecture, CHAT[:2]), two_in_a_row(architecture, CHAT[:2], start_id=7)
+  assert zero.keys() == seven.keys()
+  first = (zero["decoder_positions"] == 0) & (zero["decoder_segment_ids"] > 0)
+  assert first.sum() == 2
+  for name in zero.keys() - {"decoder_input_tokens"}:
+    np.testing.assert_array_equal(zero[name], seven[name], err_msg=name)
+  np.testing.assert_array_equal(seven["decoder_input_tokens"], np.where(first, 7, zero["decoder_input_tokens"]))
+  assert {values.dtype.name for name, values in seven.items() if "weights" not in name} == {"int32"}
+
+
+def test_a_row_without_a_start_token():
+  """A segment's first input is its first token, which nothing predicts."""
+  batch = two_in_a_row("prefix", start_id=None)
+  assert {name: values[0].tolist() for name, values in batch.items()} == {
+    "decoder_target_tokens": [8, 5, 1, 3, 9, 1, 4, 9, 3, 1, 4, 1, 0, 0, 0, 0],
+    "decoder_input_tokens": [7, 8, 5, 1, 3, 9, 8, 4, 9, 3, 1, 4, 0, 0, 0, 0],
+    "decoder_loss_weights": [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0],
+    "decoder_positions": [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 0, 0, 0],
+    "decoder_segment_ids": [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0],
+    "decoder_causal_attention": [1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+    "decoder_task_ids": [2, 2, 2, 2, 2, 2, 5, 5, 5, 5, 5, 5, 0, 0, 0, 0],
+  }
+  weighted = two_in_a_row("causal", CHAT[:2], start_id=None)["decoder_loss_weights"][0].tolist()
+  assert weighted == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+  every = two_in_a_row("causal", loss="all", start_id=None)
+  np.testing.assert_array_equal(every["decoder_loss_weights"], every["decoder_segment_ids"] > 0)
+
+
+@pytest.mark.parametrize("architecture", ["causal", "prefix"])
+def test_a_row_without_a_start_token_is_the_other_one_less_its_first_places(architecture):
+  """Over many elements: what is left of every segment where its first place is taken out."""
+  rng = np.random.default_rng(0)
+  lengths = rng.integers([0, 1], [6, 7], (40, 2))
+  elements = [
+    convert.Element(
+      rng.integers(2, 90, n).astype(np.int32),
+      rng.integers(2, 90, m).astype(np.int32),
+      int(rng.integers(9)),
+      rng.integers(0, 2, m).astype(np.uint8) if rng.random() < 0.5 else None,
+    )
+    for n, m in lengths
+  ]
+  rows = [elements[i : i + 4] for i in range(0, 40, 4)]
+  with_start, without = (convert.features(rows, architecture, 24, 24, start_id=start) for start in (5, None))
+  keep = with_start["decoder_positions"] > 0
+  real = without["decoder_segment_ids"] > 0
+  for name in ("decoder_target_tokens", "decoder_loss_weights", "decoder_segment_ids", "decoder_task_ids"):
+    np.testing.assert_array_equal(without[name][real], with_start[name][keep], err_msg=name)
+  np.testing.assert_array_equal(without["decoder_input_tokens"][real], with_start["decoder_input_tokens"][keep])
+  np.testing.assert_array_equal(without["decoder_positions"][real], with_start["decoder_positions"][keep] - 1)
+  if architecture == "prefix":
+    np.testing.assert_array_equal(
+      without["decoder_causal_attention"][real], with_start["decoder_causal_attention"][keep]
+    )
+  # Packing counts the same places.
+  for start, batch in ((5, with_start), (None, without)):
+    sizes = convert.sizes(lengths, architecture, 24, 24, start_id=start)[:, 0].reshape(10, 4).sum(axis=1)
+    np.testing.assert_array_equal((batch["decoder_segment_ids"] > 0).sum(axis=1), sizes)
+
+
+@pytest.mark.parametrize("architecture", ["causal", "prefix"])
+def test_a_prompt_without_a_start_token_is_the_inputs(architecture):
+  prompts = convert.prompts(EXAMPLES, architecture, 6, 4, [2, 5], start_id=None)
+  rows = convert.padded(EXAMPLES, architecture, 6, 4, [2, 5], rows=2, start_id=None)
+  for index, example in enumerate(EXAMPLES):
+    width = len(example["inputs"])
+    for name in ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions"):
+      prompt = prompts[name][index]
+      assert len(prompt) == 6 and not prompt[:-width].any()
+      np.testing.assert_array_equal(prompt[-width:], rows[name][index, :width], err_msg=name)
+    assert rows["decoder_loss_weights"][index].tolist().index(1) == width - 1
+  seven = convert.prompts(EXAMPLES, architecture, 6, 4, [2, 5], start_id=7)["decoder_input_tokens"]
+  assert seven.shape == (2, 7) and seven[0].tolist() == [0, 0, 7, 7, 8, 5, 1]
+  with pytest.raises(UserError, match="example 'a-1' has no input, and the vocabulary has no start token"):
+    convert.prompts([{"id": "a-1", "inputs": []}], architecture, 6, 4, [0], start_id=None)
+
+
+def test_an_encoder_decoder_needs_a_start_token():
+  with pytest.raises(UserError, match="begin with a start token, and the vocabulary has none"):
+    two_in_a_row("encdec", start_id=None)

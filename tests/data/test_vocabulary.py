@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from mtx.data.vocabulary import Vocabulary
@@ -56,3 +58,22 @@ def test_what_is_no_vocabulary_is_named(tmp_path):
     Vocabulary("sentencepiece", tmp_path / "gone.model")
   with pytest.raises(UserError, match="kind 'wordpiece' is not known"):
     Vocabulary("wordpiece")
+
+
+def test_fingerprints_are_those_of_earlier_caches(model):
+  """An index without special ids stays readable, and nothing in a cache is built again."""
+
+  def earlier(content: bytes, extra_ids: int) -> str:
+    return hashlib.blake2b(content + str(extra_ids).encode(), digest_size=16).hexdigest()
+
+  assert Vocabulary("byte", extra_ids=4).fingerprint == earlier(b"byte", 4)
+  assert Vocabulary("sentencepiece", model, 3).fingerprint == earlier(model.read_bytes(), 3)
+  entries = [
+    {"kind": "byte", "path": None, "extra_ids": 4},
+    {"kind": "sentencepiece", "path": model.name, "extra_ids": 3},
+  ]
+  for entry in entries:
+    vocabulary = Vocabulary.from_json(entry, model.parent)
+    assert vocabulary.to_json(model.parent) == entry
+    assert (vocabulary.start_id, vocabulary.pad_id, vocabulary.eos_ids, vocabulary.unk_id) == (0, 0, (1,), 2)
+    assert vocabulary.closes_inputs and vocabulary.opens_id is None and vocabulary.writing.chat is None

@@ -1,7 +1,14 @@
+import json
+import pickle
+
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtx.errors import UserError
 from mtx.tasks import vocabularies
+from mtx.tasks.encode import encoded
+from mtx.tasks.task import Reading, TextTask
 
 TEXTS = ["sort list : 3 1 2", "reverse string : a b c", "lookup key? x9y->z, (q) it's"] * 3
 
@@ -61,3 +68,104 @@ def test_what_does_not_fit_is_named(tmp_path):
   (tmp_path / "text.model").write_text("text")
   with pytest.raises(UserError, match=r"text\.model is not a SentencePiece model"):
     vocabularies.sentencepiece(tmp_path / "text.model")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+  """A folder of Hugging Face: byte-level pieces, no start token, a chat template."""
+  folder = tmp_path_factory.mktemp("qwen")
+  tokenizer = Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  tokenizer.train_from_iterator(
+    TEXTS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+  )
+  tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+  tokenizer.save(str(folder / "tokenizer.json"))
+  settings = {"eos_token": "<|im_end|>", "chat_template": CHATML}
+  (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+  return folder
+
+
+CHATML = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_any_vocabulary_is_one_of_seqio(qwen, shared):
+  import seqio
+  import tensorflow as tf
+
+  names = [qwen, qwen / "tokenizer.json", shared / "tokenizers" / "maxtext_default_32k.model", "digits-3"]
+  for name in names:
+    vocabulary = vocabularies.opened(name, extra_ids=5)
+    ours = vocabularies.unwrapped(vocabulary)
+    assert isinstance(vocabulary, seqio.Vocabulary) and (vocabulary.vocab_size, vocabulary.extra_ids) == (ours.size, 5)
+    assert (vocabulary.eos_id, vocabulary.bos_id, vocabulary.unk_id) == (ours.eos_id, ours.start_id, ours.unk_id)
+    for text in [*TEXTS[:3], "naïve 123 ☃", ""]:
+      ids = vocabulary.encode(text)
+      assert ids == ours.encode(text)
+      assert vocabulary.encode_tf(tf.constant(text)).numpy().tolist() == ids
+      tokens = tf.constant([[*ids, ours.eos_id, *ids]], tf.int32)
+      assert vocabulary.decode_tf(tokens).numpy().tolist() == [ours.decode(ids).encode()]
+      assert vocabulary.decode_tf(tokens[0]).numpy() == ours.decode(ids).encode()
+      assert vocabulary.decode(tokens[0]) == ours.decode(ids)
+    copy = pickle.loads(pickle.dumps(vocabulary))
+    assert copy == vocabulary and hash(copy) == hash(vocabulary)
+    assert vocabulary != vocabularies.opened(name, extra_ids=6) and vocabulary != seqio.ByteVocabulary(5)
+
+
+def test_seqios_own_classes_are_used_where_they_fit(tmp_path):
+  import seqio
+
+  path = vocabularies.trained(TEXTS, 60, dir=tmp_path)
+  assert vocabularies.opened(path, 3) == seqio.SentencePieceVocabulary(str(path), 3)
+  assert vocabularies.opened("bytes", 3) == seqio.ByteVocabulary(3)
+  assert vocabularies.unwrapped(seqio.ByteVocabulary()) is None
+  assert (
+    vocabularies.writing(seqio.ByteVocabulary()) == vocabularies.T5
+    and vocabularies.sentinels(seqio.ByteVocabulary(9)) == 9
+  )
+  with pytest.raises(UserError, match=r"vocabulary .*gone\.model is not there"):
+    vocabularies.opened(tmp_path / "gone.model")
+
+
+def test_a_seqio_task_tokenises_with_a_folder(qwen):
+  """Through SeqIO's own preprocessors, in its pipeline."""
+  import seqio
+  import tensorflow as tf
+
+  vocabulary = vocabularies.opened(qwen)
+  feature = seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32)
+  rows = tf.data.Dataset.from_tensor_slices({"inputs": TEXTS[:2], "targets": TEXTS[1:3]})
+  features = {"inputs": feature, "targets": feature}
+  tokens = seqio.preprocessors.append_eos(seqio.preprocessors.tokenize(rows, features), features)
+  for made, text in zip(tokens.as_numpy_iterator(), TEXTS, strict=False):
+    assert made["inputs"].tolist() == [*vocabulary.encode(text), vocabulary.eos_id]
+
+
+def rows(split, reading):
+  """Of a task: a pair, and a conversation."""
+  del split, reading
+  yield {"inputs": "sort list", "targets": "3 1 2"}
+  yield {"turns": [("user", "sort"), ("assistant", "list"), ("user", "more"), ("assistant", "3 1")]}
+
+
+def test_examples_are_written_as_the_family_writes_them(qwen):
+  """No EOS after inputs; a conversation by its template, of which answers count."""
+  ours = vocabularies.unwrapped(vocabularies.opened(qwen))
+  task = TextTask("pairs", "pairs", rows, {"train": 2})
+  pair, chat = encoded(task, "train", Reading(ours.encode, ours.size), ours.eos_id, writing=ours.writing)
+  assert pair["inputs"].tolist() == ours.encode("sort list")
+  assert pair["targets"].tolist() == [*ours.encode("3 1 2"), ours.eos_id]
+  assert chat["inputs"].tolist() == ours.chat_ids([("user", "sort")], add_generation_prompt=True)
+  assert ours.decode(chat["targets"]) == "list" and chat["references"] == ["3 1"] and chat["text"] == "sort"
+  said = chat["targets"][chat["weights"] > 0].tolist()
+  assert said == [*ours.encode("list"), ours.eos_id, *ours.encode("3 1"), ours.eos_id]
+  assert {chat["inputs"].dtype, chat["targets"].dtype, chat["weights"].dtype} == {np.dtype("int32"), np.dtype("uint8")}
+  opened = ours.writing._replace(opens_id=7, closes_inputs=True, chat=None)
+  pair, chat = encoded(task, "train", Reading(ours.encode, ours.size), ours.eos_id, writing=opened)
+  assert pair["inputs"].tolist() == [7, *ours.encode("sort list"), ours.eos_id] and pair["targets"][0] == 7
+  assert chat["inputs"].tolist() == [*ours.encode("sort"), ours.eos_id]

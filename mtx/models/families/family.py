@@ -3,6 +3,7 @@
 A family is data. Its file holds a `FAMILY` and is listed in `mtx.models.families.known`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,7 @@ class Family:
     presets: name -> config.json of published sizes.
     ignored: regular expressions of tensors that hold nothing of the model (masks, rotary tables).
     head: name of the output head where it is not tied.
+    aliases: (regular expression, replacement) pairs that turn names as other writers spell them into those of `names`.
   """
 
   name: str
@@ -108,6 +110,13 @@ class Family:
   presets: Mapping[str, Mapping[str, Any]]
   ignored: tuple[str, ...] = ()
   head: str = "lm_head.weight"
+  aliases: tuple[tuple[str, str], ...] = ()
+
+  def spelled(self, theirs: str) -> str:
+    """A tensor's name as `names` spells it; one that no alias matches stays as it is."""
+    for pattern, replacement in self.aliases:
+      theirs = re.sub(pattern, replacement, theirs)
+    return theirs
 
   def settle(self, config: ConfigDict, tensors: Mapping[str, Any]) -> None:
     """Unties the head in `config` if `tensors` hold one that differs from the embedding, whatever config.json says:
@@ -152,6 +161,13 @@ class Reading:
       raise UserError(f"{self._place}: {key!r} is {value!r}.", hint="expected a whole number over 0")
     return value
 
+  def head_size(self, width: str, heads: str) -> int:
+    """Dimensions of a head where there is no key for them: `width` over `heads`, both keys of sizes."""
+    d, n = self.size(width), self.size(heads)
+    if d % n:
+      raise UserError(f"{self._place}: {width!r} is {d}, which {heads!r}, {n}, does not divide.")
+    return d // n
+
   def choice(self, key: str, choices: Mapping[str, Any], *default: str) -> Any:
     """What `choices` gives for the value of `key`."""
     value = self(key, *default)
@@ -176,3 +192,8 @@ ACTIVATIONS = {
   "silu": "silu",
   "swish": "silu",
 }
+
+
+def activation_name(activation: str) -> str:
+  """What transformers calls an activation of ours."""
+  return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)

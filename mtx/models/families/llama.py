@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtx.errors import UserError, did_you_mean
+from mtx.errors import UserError
 from mtx.models.config import config, kv_heads
-from mtx.models.families.family import ACTIVATIONS, Family, Name, Reading, linear, norm, same
+from mtx.models.families.family import ACTIVATIONS, Family, Name, Reading, activation_name, linear, norm, same
+from mtx.models.families.rotary import rotary, write_rotary
 
 
 def read(hf: Mapping[str, Any]) -> ConfigDict:
@@ -20,13 +21,18 @@ def read(hf: Mapping[str, Any]) -> ConfigDict:
 
 def sizes(get: Reading) -> dict[str, Any]:
   """What Llama, Mistral, Qwen and Phi-3 write alike."""
-  heads, d_model = get.size("num_attention_heads"), get.size("hidden_size")
-  d_kv = get.size("head_dim", d_model // heads)
+  heads = get.size("num_attention_heads")
+  kv_heads = get.size("num_key_value_heads", 0) or heads
+  if heads % kv_heads:
+    raise UserError(
+      f"config.json: 'num_attention_heads' is {heads}, which 'num_key_value_heads', {kv_heads}, must divide."
+    )
+  d_kv = get.size("head_dim", 0) or get.head_size("hidden_size", "num_attention_heads")
   return dict(
     vocab_size=get.size("vocab_size"),
-    d_model=d_model,
+    d_model=get.size("hidden_size"),
     heads=heads,
-    kv_heads=get.size("num_key_value_heads", heads),
+    kv_heads=kv_heads,
     d_kv=d_kv,
     d_ff=get.size("intermediate_size"),
     decoder_layers=get.size("num_hidden_layers"),
@@ -38,36 +44,8 @@ def sizes(get: Reading) -> dict[str, Any]:
   )
 
 
-def rotary(get: Reading) -> dict[str, Any]:
-  """Rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
-  written = dict(get("rope_parameters", None) or get("rope_scaling", None) or {})
-  theta = float(written.pop("rope_theta", None) or get("rope_theta", 10000.0))
-  kind = written.pop("rope_type", None) or written.pop("type", "default")
-  written.pop("type", None)
-  if kind == "default":
-    return {"rope_theta": theta}
-  asked = {"linear": {"factor": "factor"}, "llama3": _LLAMA3}
-  if kind not in asked:
-    raise UserError(f"config.json: rope type {kind!r} is not supported.", hint=did_you_mean(kind, asked))
-  lacking = [key for key in asked[kind].values() if key not in written]
-  if lacking:
-    raise UserError(f"config.json: rope type {kind!r} lacks {lacking[0]!r}.")
-  return {
-    "rope_theta": theta,
-    "rope_scaling": {"kind": kind, **{ours: written[theirs] for ours, theirs in asked[kind].items()}},
-  }
-
-
-_LLAMA3 = {
-  "factor": "factor",
-  "low": "low_freq_factor",
-  "high": "high_freq_factor",
-  "original": "original_max_position_embeddings",
-}
-
-
 def names(c: ConfigDict) -> list[Name]:
-  """Names in LlamaForCausalLM."""
+  """Names in LlamaForCausalLM, with biases and norms that only its descendants have."""
   layer = "model.layers.{layer}"
   found = [same("head/embedding/table", "model.embed_tokens.weight"), *norm("decoder/norm", "model.norm")]
   if not c.tied_head:
@@ -75,6 +53,8 @@ def names(c: ConfigDict) -> list[Name]:
   for each in "qkvo":
     bias = c.o_bias if each == "o" else c.qkv_bias
     found += linear(f"decoder/layers/self_attention/{each}", f"{layer}.self_attn.{each}_proj", bias=bias)
+  for each in "qk" if c.qk_norm else "":
+    found += norm(f"decoder/layers/self_attention/{each}_norm", f"{layer}.self_attn.{each}_norm")
   for ours, theirs in (("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj")):
     found += linear(f"decoder/layers/mlp/{ours}", f"{layer}.mlp.{theirs}")
   found += norm("decoder/layers/self_norm", f"{layer}.input_layernorm")
@@ -88,10 +68,6 @@ def write(c: ConfigDict) -> dict[str, Any]:
 
 def write_sizes(c: ConfigDict) -> dict[str, Any]:
   """The inverse of `sizes` and `rotary`."""
-  rope: dict[str, Any] = {"rope_theta": c.rope_theta, "rope_type": "default"}
-  if c.rope_scaling is not None:
-    keys = _LLAMA3 if c.rope_scaling.kind == "llama3" else {"factor": "factor"}
-    rope |= {"rope_type": c.rope_scaling.kind, **{theirs: c.rope_scaling[ours] for ours, theirs in keys.items()}}
   return {
     "vocab_size": c.vocab_size,
     "hidden_size": c.d_model,
@@ -101,17 +77,15 @@ def write_sizes(c: ConfigDict) -> dict[str, Any]:
     "intermediate_size": c.d_ff,
     "num_hidden_layers": c.decoder_layers,
     "rms_norm_eps": c.norm_epsilon,
-    "hidden_act": c.activation,
+    "hidden_act": activation_name(c.activation),
     "tie_word_embeddings": c.tied_head,
     "initializer_range": c.embedding_std,
-    # Both spellings: transformers 4 reads the second and third, transformers 5 the first.
-    "rope_parameters": rope,
-    "rope_theta": c.rope_theta,
-    "rope_scaling": None if c.rope_scaling is None else rope,
+    **write_rotary(c),
   }
 
 
-def _sizes(vocabulary: int, d: int, heads: int, kv: int, d_ff: int, layers: int, theta: float) -> dict[str, Any]:
+def preset(vocabulary: int, d: int, heads: int, kv: int, d_ff: int, layers: int, theta: float) -> dict[str, Any]:
+  """A config.json of published sizes."""
   names = ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
   numbers = dict(zip(names, (vocabulary, d, heads, kv, d_ff), strict=True))
   return {**numbers, "num_hidden_layers": layers, "rope_theta": theta, "rms_norm_eps": 1e-5}
@@ -135,10 +109,10 @@ FAMILY = Family(
   names=names,
   hf_config=write,
   presets={
-    "llama2_7b": _sizes(32000, 4096, 32, 32, 11008, 32, 1e4),
-    "llama2_13b": _sizes(32000, 5120, 40, 40, 13824, 40, 1e4),
-    "llama3_8b": _sizes(128256, 4096, 32, 8, 14336, 32, 5e5),
-    "llama3_1_8b": _sizes(128256, 4096, 32, 8, 14336, 32, 5e5) | _SCALED,
+    "llama2_7b": preset(32000, 4096, 32, 32, 11008, 32, 1e4),
+    "llama2_13b": preset(32000, 5120, 40, 40, 13824, 40, 1e4),
+    "llama3_8b": preset(128256, 4096, 32, 8, 14336, 32, 5e5),
+    "llama3_1_8b": preset(128256, 4096, 32, 8, 14336, 32, 5e5) | _SCALED,
   },
   ignored=(r".*rotary_emb\.inv_freq", r"lm_head\.weight"),
 )

@@ -16,6 +16,9 @@ from mtx.training.parameters import Blueprint, blueprint
 
 LENGTHS, WIDTH, TARGETS, STEPS = (11, 4, 9, 1), 11, 7, 32
 TOLERANCE = 2e-4  # of the largest value
+# Standard deviations of random parameters; all but the biases' times width^-1/2. Strong enough that attention is not
+# uniform, weak enough that no token is repeated for ever: families differ in what does that.
+SPREAD = {"matrix": 1.5, "table": 1.5, "position": 1.5, "bias": 0.3}
 
 
 class Pair:
@@ -26,9 +29,12 @@ class Pair:
     hf: a config of transformers.
     architecture: as ours runs; None: the family's first.
     untied: gives an encoder-decoder a head of its own.
+    spread: other values for some of SPREAD.
   """
 
-  def __init__(self, family: Family, hf: Any, architecture: str | None = None, *, untied: bool = False):
+  def __init__(
+    self, family: Family, hf: Any, architecture: str | None = None, *, untied: bool = False, **spread: float
+  ):
     self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     self.family, self.hf = family, hf
@@ -39,8 +45,8 @@ class Pair:
     self.theirs = auto.from_config(hf).eval()
     if self.encdec and untied:  # transformers 5 shares T5's table even so, and only leaves out the scale
       self.theirs.lm_head.weight = self.torch.nn.Parameter(self.torch.zeros(hf.vocab_size, hf.d_model))
-    self._randomise()
-    self.state = {name: value.detach().numpy() for name, value in self.theirs.state_dict().items()}
+    self._randomise(SPREAD | spread)
+    self.state = {family.spelled(name): value.detach().numpy() for name, value in self.theirs.state_dict().items()}
     self.config = family.config(hf.to_dict())
     family.settle(self.config, self.state)
     self.config.architecture = architecture or family.architectures[0]
@@ -49,16 +55,19 @@ class Pair:
     self.params = {p: jnp.asarray(a) for p, a in imported(self.names, self.model, self.state).items()}
     self._teacher = jax.jit(self._loss_and_gradients)
 
-  def _randomise(self) -> None:
+  def _randomise(self, spread: dict[str, float]) -> None:
+    tables = {id(m.weight) for m in self.theirs.modules() if isinstance(m, self.torch.nn.Embedding)}
     with self.torch.no_grad():
       for name, p in [*self.theirs.named_parameters(), *self.theirs.named_buffers()]:
         if not p.is_floating_point() or name.endswith(("inv_freq", "embed_scale")):
           continue
         if p.ndim == 1 and name.endswith("weight"):
           p.normal_(1.0, 0.2)
+        elif p.ndim == 1:
+          p.normal_(0.0, spread["bias"])
         else:
-          # Strong enough that attention is not uniform, weak enough that no token is repeated for ever.
-          p.normal_(0.0, 0.3 if p.ndim == 1 else 1.5 * p.shape[-1] ** -0.5)
+          kind = "matrix" if id(p) not in tables else "position" if re.search("position|wpe", name) else "table"
+          p.normal_(0.0, spread[kind] * p.shape[-1] ** -0.5)
 
   def _loss_and_gradients(self, params, batch):
     def loss(params):
@@ -188,7 +197,8 @@ def check_logits_and_gradients(pair: Pair, tensors: list[str], side: str = "righ
   wanted = logits.detach().numpy()[real]
   np.testing.assert_allclose(np.asarray(ours)[real], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
   np.testing.assert_allclose(ours_loss, loss.item(), rtol=1e-5)
-  theirs = {n: p.grad.numpy() for n, p in pair.theirs.named_parameters() if p.grad is not None}
+  parameters = pair.theirs.named_parameters()
+  theirs = {pair.family.spelled(n): p.grad.numpy() for n, p in parameters if p.grad is not None}
   chosen = [name for name in pair.names if name.ours in tensors]
   assert {name.ours for name in chosen} == set(tensors), f"no such parameters: {set(tensors)}"
   for path, wanted in imported(chosen, pair.model, theirs).items():

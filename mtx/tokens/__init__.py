@@ -1,0 +1,1 @@
+"""Text to token ids and back: all kinds of vocabulary, special ids of families, chat templates. No TensorFlow."""
