@@ -6,11 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mtx import ginfile
+from mtx import ginfile, startmodel
 from mtx.data.audit import CHECKS, audit
 from mtx.data.cache import CachedMixture
 from mtx.errors import UserError, did_you_mean
-from mtx.models.sizes import model_config
 from mtx.report.audit import audit_tables, length_figure
 from mtx.report.caches import cache_table
 from mtx.report.examples import show
@@ -83,7 +82,7 @@ def run(arguments: argparse.Namespace, runner: Sequence[str] = ()) -> int:
     show(
       mixture,
       arguments.n,
-      architecture=model_config().architecture if ginfile.value("model.preset", None) else "encdec",
+      architecture=startmodel.architecture(),
       split=arguments.split or _split(mixture),
       tokens=arguments.tokens or None,
       batches=arguments.batches,

@@ -11,12 +11,11 @@ from typing import Any
 import gin
 import jax
 
-from mtx import datatool, ginfile
+from mtx import datatool, decodetool, ginfile, modeltool, startmodel
 from mtx.adapters.routes import routing
 from mtx.check import check, versions
 from mtx.errors import UserError
 from mtx.eval.evaluate import Evaluation
-from mtx.models.sizes import model_config
 from mtx.parallel.mesh import make_mesh
 from mtx.report.log import read_metrics, read_results
 from mtx.report.page import write_page
@@ -59,6 +58,7 @@ def train(
   targets_length: int = 32,
   evaluate_every: int = 0,
   save_every: int = 100,
+  keep_model: bool = True,
 ) -> Path:
   """Runs all stages and writes the report.
 
@@ -71,6 +71,7 @@ def train(
     seed: of everything random.
     inputs_length, targets_length: most tokens of an example, EOS included.
     evaluate_every, save_every: steps; 0 = only at the end of a stage.
+    keep_model: whether the run ends with its whole model in RUN_DIR/model, for `mtx decode` and `mtx export`.
 
   Returns:
     The path of report.html.
@@ -88,9 +89,13 @@ def train(
     open_mixture.check(name, "evaluation.mixtures")
   # Only now JAX starts: whatever is misspelt has been said.
   mesh = make_mesh()
-  config = model_config()
+  config, found = startmodel.chosen()
   folder.mkdir(parents=True, exist_ok=True)
-  config.vocab_size = _padded(open_mixture("train").vocabulary.size)
+  vocabulary = open_mixture("train").vocabulary
+  if found is None:
+    config.vocab_size = _padded(vocabulary.size)
+  else:
+    startmodel.check_vocabulary(found, vocabulary)
   session = Session(
     run_dir=folder,
     config=config.lock(),
@@ -104,12 +109,24 @@ def train(
     evaluate=evaluation,
     reporter=reporter,
     gin=ginfile.operative,
+    start=found,
   )
   carried = None
   for stage in stages:
     carried = stage.run(session, carried)
     (folder / "operative.gin").write_text(ginfile.operative(), encoding="utf-8")
-  return report(session, carried)
+  page = report(session, carried)
+  if keep_model:
+    _keep(session, carried, stages, found)
+  return page
+
+
+def _keep(session: Session, carried: Any, stages: Sequence[Any], found: Any) -> None:
+  """Keeps the model; what can not be kept is told and costs nothing that the run has made."""
+  try:
+    session.reporter.note(f"model: {startmodel.keep(session, carried, stages, found)}")
+  except (UserError, OSError) as error:
+    session.reporter.note(f"the model was not kept: {error}")
 
 
 def _padded(size: int, multiple: int = 128) -> int:
@@ -154,6 +171,8 @@ def parser() -> argparse.ArgumentParser:
       command.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="may be repeated")
       command.epilog = "Bindings: --gin.NAME=VALUE, after all files; NAME is a macro or configurable.parameter."
   datatool.add_commands(commands)
+  modeltool.add_commands(commands)
+  decodetool.add_commands(commands)
   return top
 
 
@@ -181,17 +200,21 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
     raise UserError(f"argument {others[0]!r} is not known.", hint="bindings are written --gin.NAME=VALUE")
   if arguments.command == "check":
     return check()
-  if arguments.command == "cache" and bindings:
-    raise UserError(f"argument '--gin.{bindings[0]}' is not known.", hint="`mtx cache` reads no gin")
-  if arguments.command in ("data", "cache"):
+  if arguments.command in ("cache", *modeltool.COMMANDS) and bindings:
+    raise UserError(f"argument '--gin.{bindings[0]}' is not known.", hint=f"`mtx {arguments.command}` reads no gin")
+  if arguments.command in modeltool.COMMANDS:
+    return modeltool.run(arguments)
+  if arguments.command in ("data", "cache", "decode"):
     if bindings or getattr(arguments, "gin_file", None):
       register()
       ginfile.load(arguments.gin_file, bindings, idle=["train", "model"])
-    return datatool.run(arguments, others)
+      startmodel.bind_vocabulary()
+    return decodetool.run(arguments) if arguments.command == "decode" else datatool.run(arguments, others)
   if not arguments.gin_file:
     raise UserError(f"`mtx {arguments.command}` needs a gin file.", hint="--gin_file=configs/run/quickstart.gin")
   register()
   ginfile.load(arguments.gin_file, bindings, called=["train"])
+  startmodel.bind_vocabulary()
   try:
     train()
   except Preempted as stopped:

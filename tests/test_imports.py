@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-  "tasks", "data", "parallel", "models", "adapters", "objectives", "taskgrad", "training", "merge", "decode",
-  "eval", "analysis", "report", "bench",
+  "tokens", "tasks", "data", "parallel", "models", "adapters", "objectives", "taskgrad", "training", "pretrained",
+  "merge", "decode", "eval", "analysis", "report", "bench",
 )  # fmt: skip
 ALL = {"errors"}  # modules beside the packages that every package may use
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio")

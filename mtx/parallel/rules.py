@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 from mtx.errors import UserError, did_you_mean
 
 # What a model may call its axes, and the mesh axis each is split over. Adapter factors are thin: every device holds
-# them whole, which costs a few kilobytes and saves a collective a projection.
+# them whole, which costs a few kilobytes and saves a collective a projection. Rows of a pre-trained vocabulary are as
+# many as somebody chose; where a mesh axis does not divide them, every device along it holds them all.
 RULES: dict[str, str | None] = {
   "embed": "fsdp",
   "heads": "tensor",
@@ -25,13 +26,15 @@ RULES: dict[str, str | None] = {
   "split": None,
   "task": None,
 }
+MAY_STAY_WHOLE = {"vocab"}
 
 
 def spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> P:
   """The partition of one parameter; leading axes beyond `axes` are layers and stay whole.
 
   Raises:
-    UserError: an axis name without a rule, or a dimension that its mesh axis does not divide; both name the path.
+    UserError: an axis name without a rule, or a dimension that its mesh axis does not divide and that may not stay
+      whole; both name the path.
   """
   parts: list[str | None] = [None] * (len(shape) - len(axes))
   for name, size in zip(axes, shape[len(parts) :], strict=True):
@@ -39,6 +42,9 @@ def spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: 
       raise UserError(f"parameter {path}: no rule for axis {name!r}.", hint=did_you_mean(name, RULES))
     target = RULES[name] if name is not None else None
     if target is not None and size % mesh.shape[target]:
+      if name in MAY_STAY_WHOLE:
+        parts.append(None)
+        continue
       raise UserError(
         f"parameter {path} {shape}: axis {name!r} of size {size} is not divisible by mesh axis "
         f"{target!r} of size {mesh.shape[target]}.",

@@ -1,7 +1,7 @@
 """A model as a graph definition and one flat dict, path -> array: what crosses `jax.jit`, matches regexes, is saved."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -38,9 +38,21 @@ class Blueprint:
   def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
     return parameter_shardings(self.shapes, self.axes, mesh)
 
-  def initialise(self, key: Array, mesh: Mesh) -> Params:
-    """Fresh parameters, born sharded: no device ever holds more than its part."""
-    return jax.jit(lambda k: _flat(self.make(nnx.Rngs(k))), out_shardings=self.shardings(mesh))(key)
+  def initialise(self, key: Array, mesh: Mesh, only: Collection[str] | None = None) -> Params:
+    """Fresh parameters, born sharded: no device ever holds more than its part.
+
+    Args:
+      only: paths of those that are made; None: all.
+    """
+    wanted = {p: s for p, s in self.shardings(mesh).items() if only is None or p in only}
+    if not wanted:
+      return {}
+
+    def make(key: Array) -> Params:
+      made = _flat(self.make(nnx.Rngs(key)))
+      return {path: made[path] for path in wanted}
+
+    return jax.jit(make, out_shardings=wanted)(key)
 
 
 def blueprint(make: Callable[[nnx.Rngs], Model]) -> Blueprint:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
@@ -48,6 +48,28 @@ class Carried:
   trained: bool
 
 
+class Start(Protocol):
+  """A pre-trained model whose arrays were not read yet; `mtx.pretrained.model` finds it.
+
+  Attributes:
+    path: its folder.
+    tasks: names of its routers' rows.
+    unused: tensors of which nothing was made; known after reading.
+  """
+
+  @property
+  def path(self) -> Path: ...
+
+  @property
+  def tasks(self) -> tuple[str, ...]: ...
+
+  @property
+  def unused(self) -> tuple[str, ...]: ...
+
+  def stored(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]: ...
+  def read(self, shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, Sharding]) -> Params: ...
+
+
 # (session, carried, stage name, step, quick) -> rows; quick = a sample, for use during training.
 Evaluate = Callable[["Session", Carried, str, int, bool], list[Row]]
 
@@ -61,6 +83,7 @@ class Session:
   inputs_length, targets_length: most tokens of an example, EOS included.
   evaluate_every, save_every: steps; 0 = only at the end of a stage.
   gin: the operative config so far.
+  start: the model that the first stage starts from; None: fresh parameters.
   """
 
   run_dir: Path
@@ -75,6 +98,7 @@ class Session:
   evaluate: Evaluate
   reporter: Reporter
   gin: Callable[[], str]
+  start: Start | None = None
 
   def key(self, *names: str | int) -> PRNGKeyArray:
     """A key of the run's seed for one purpose: equal names, equal key, whatever else a run does."""

@@ -1,6 +1,6 @@
 """One stage of a run: a mixture, a trainable set, an adapter, a number of steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,8 +19,8 @@ from mtx.parallel.rules import place
 from mtx.training.checkpoint import Checkpoints, Record
 from mtx.training.loop import Every, fit
 from mtx.training.optimizer import check_rules, optimizer
-from mtx.training.parameters import Blueprint, count, partition, rule_for
-from mtx.training.session import Carried, Session
+from mtx.training.parameters import Blueprint, Params, count, partition, rule_for
+from mtx.training.session import Carried, Session, Start
 from mtx.training.shares import shares_table, write_shares
 from mtx.training.state import State, abstract_state, initial_state, state_shardings
 from mtx.training.step import make_loss, make_step
@@ -80,9 +80,10 @@ class Stage:
 
     checkpoints = Checkpoints(session.folder(self.name) / "checkpoints")
     done = checkpoints.latest() or 0
-    params = self._initial(session, model, before)
-    train, frozen = partition(params, self.learning_rates)
-    assert train.keys() == abstract.train.keys() and count(train) + count(frozen) == count(model.shapes)
+    # What a checkpoint of this stage holds need not be made first.
+    wanted = frozen_shapes.keys() if done else model.shapes.keys()
+    train, frozen = partition(self._initial(session, model, before, tasks, wanted), self.learning_rates)
+    assert frozen.keys() == frozen_shapes.keys() and (done or train.keys() == shapes.keys())
     after = partial(Carried, model, adapter=self.adapter, tasks=tasks, trained=True)
     if done >= self.steps:
       session.reporter.note(f"{self.name}: complete at step {done}, loaded from {checkpoints.folder}")
@@ -105,7 +106,7 @@ class Stage:
     else:
       state = initial_state(train, tx, state_sh)
       self._evaluate(session, after({**frozen, **train}), 0, quick=False, trained=before is not None and before.trained)
-    del train, params
+    del train
 
     objective, reweigh = partial(cross_entropy, tasks=len(tasks)), normalisation(tasks)
     frozen_sh = {p: shardings[p] for p in frozen}
@@ -184,19 +185,59 @@ class Stage:
       )
     return data
 
-  def _initial(self, session: Session, model: Blueprint, before: Carried | None):
-    """Fresh parameters under those that the stage before hands over."""
-    fresh = model.initialise(session.key("parameters"), session.mesh)
-    if before is None:
-      return fresh
-    shapes = model.shapes
-    carried = {p: v for p, v in before.params.items() if p in shapes and v.shape == shapes[p].shape}
-    lost = sorted(set(before.params) - set(carried))
-    if lost:
-      session.reporter.note(
-        f"{self.name}: {len(lost)} parameters of the stage before have no place here: {lost[0]} ..."
-      )
-    return {**fresh, **carried}
+  def _initial(
+    self,
+    session: Session,
+    model: Blueprint,
+    before: Carried | None,
+    tasks: tuple[str, ...],
+    wanted: Collection[str],
+  ) -> Params:
+    """Those parameters that are `wanted`: from the stage before or the pre-trained model, fresh where they have none.
+
+    What is trained is float32; what is frozen keeps the dtype that it came with.
+    """
+    if before is not None:
+      shapes = model.shapes
+      carried = {p: v for p, v in before.params.items() if p in shapes and v.shape == shapes[p].shape}
+      if lost := sorted(before.params.keys() - carried.keys()):
+        session.reporter.note(
+          f"{self.name}: {len(lost)} parameters of the stage before have no place here: {lost[0]} ..."
+        )
+      here = {p: v.astype(shapes[p].dtype) if self._trains(p) else v for p, v in carried.items() if p in wanted}
+    else:
+      here = {} if session.start is None else self._pretrained(session, session.start, model, tasks, wanted)
+    return here | model.initialise(session.key("parameters"), session.mesh, only=set(wanted) - here.keys())
+
+  def _trains(self, path: str) -> bool:
+    return rule_for(self.learning_rates, path) is not None
+
+  def _pretrained(
+    self, session: Session, start: Start, model: Blueprint, tasks: tuple[str, ...], wanted: Collection[str]
+  ) -> Params:
+    """The parameters that a pre-trained model has, without adapters of other shapes and rows of other tasks."""
+    chosen: dict[str, jax.ShapeDtypeStruct] = {}
+    anew: list[str] = []
+    stored = start.stored(model.shapes)
+    for path, kept in stored.items():
+      shape = model.shapes[path]
+      if kept.shape != shape.shape and "/adapter/" not in path:
+        raise UserError(
+          f"{start.path}: parameter {path} has shape {kept.shape}, this run's model {shape.shape}.",
+          hint="`model.overrides` may not change sizes of a pre-trained model",
+        )
+      if kept.shape != shape.shape or ("task" in model.axes[path] and start.tasks != tasks):
+        anew.append(path)
+      elif path in wanted:
+        chosen[path] = jax.ShapeDtypeStruct(shape.shape, shape.dtype if self._trains(path) else kept.dtype)
+    session.reporter.note(f"{self.name}: starts from {start.path}")
+    if anew:
+      session.reporter.note(f"{self.name}: {len(anew)} adapter parameters are made anew: {anew[0]} ...")
+    shardings = model.shardings(session.mesh)
+    params = start.read(chosen, {path: shardings[path] for path in chosen})
+    if start.unused:
+      session.reporter.note(f"{self.name}: tensors of {start.path} that are not used: {', '.join(start.unused)}")
+    return params
 
   def _announce(self, session: Session, shapes: Mapping, frozen: Mapping) -> None:
     groups = []

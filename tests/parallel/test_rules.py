@@ -53,6 +53,15 @@ def test_a_size_that_does_not_divide(mesh_of):
     spec("encoder/x/kernel", (2, 8, 6), ("embed", "heads"), mesh)
 
 
+def test_vocabulary_rows_that_do_not_divide_stay_whole(mesh_of):
+  """A pre-trained table has as many rows as it has; that axis alone, and only where it does not divide."""
+  mesh = mesh_of(1, 2, 4)
+  assert spec("head/embedding/table", (50257, 8), ("vocab", "embed"), mesh) == P(None, "fsdp")
+  assert spec("head/embedding/table", (50256, 8), ("vocab", "embed"), mesh) == P("tensor", "fsdp")
+  with pytest.raises(UserError, match="axis 'embed' of size 9"):
+    spec("head/embedding/table", (50257, 9), ("vocab", "embed"), mesh)
+
+
 def state_shardings(tx, shapes, shardings, mesh):
   abstract = jax.eval_shape(tx.init, shapes)
   return abstract, optimizer_shardings(abstract, shardings, shapes, mesh)
