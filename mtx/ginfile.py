@@ -18,6 +18,7 @@ from gin import config_parser
 
 from mtx.errors import UserError, did_you_mean
 from mtx.gintext import FLAG, Binding, Macro, Problem, Reader, Reference, complete, marks, parse
+from mtx.gintypes import misfits
 
 DEFAULT = "its default"  # where a value comes from that nobody wrote
 _written: dict[tuple[str, str, str], Binding] = {}  # what the last `load` bound, by `Binding.key`
@@ -38,7 +39,8 @@ def load(
 
   Raises:
     UserError: every mistake with its place: an unknown file, include, import, configurable, parameter, macro
-      or reference, a missing required value, a macro that contains itself, bad syntax. Nothing is bound then.
+      or reference, a missing required value, a value that the parameter's annotation forbids, a macro that contains
+      itself, bad syntax. Nothing is bound then.
   """
   reader = Reader()
   for file in files:
@@ -54,7 +56,11 @@ def load(
     *_idle_macros(reader.bindings, in_files),
   ]
   if not problems:  # else what seems to be missing may be what was misspelt
-    problems = [*_required_in_files(final.values()), *_required_by_functions(final, called, idle)]
+    problems = [
+      *misfits(final.values()),
+      *_required_in_files(final.values()),
+      *_required_by_functions(final, called, idle),
+    ]
   if problems:
     (message, hint), *others = problems
     raise UserError(message, hint="\n  ".join([hint, *(f"{also}\n    {then}" for also, then in others)]))

@@ -171,7 +171,7 @@ def test_cache_lists_mixtures_and_marks_what_is_damaged(mtx, place, tmp_path):
   assert row(said, "own_heldout")[1:3] == ["1", "20"]
   for source in ("own_train", "--gin_file=my.gin"):
     code, _, said = mtx(f"data show {source} --cache_dir={tmp_path / 'cache'}")
-    assert code == 2 and re.search(r"array_record is damaged: it has \d+ of \d+ bytes\n  delete the folder", said)
+    assert code == 2 and re.search(r"records is damaged: it has \d+ of \d+ bytes\n  delete the folder", said)
   shutil.rmtree(file.parent)
   assert mtx(f"data build --gin_file=my.gin --cache_dir={tmp_path / 'cache'}")[0] == 0
   assert mtx(f"data show own_train -n 0 --cache_dir={tmp_path / 'cache'}")[0] == 0
@@ -184,15 +184,16 @@ def test_cache_lists_mixtures_and_marks_what_is_damaged(mtx, place, tmp_path):
     ("data build", "`mtx data build` needs a gin file"),
     ("data build --gin_file=nowhere.gin", "gin file 'nowhere.gin' .* is not there"),
     ("data build --gin_file=my.gin --gin.own.path=gone", r"own\.path is 'gone': there is no such folder\n.*MTX_DATA"),
-    ("data build --gin_file=my.gin --gin.own.path=3", r"own\.path is 3, not the path of a folder"),
+    ("data build --gin_file=my.gin --gin.own.path=3", r"`own\.path` at .* is `3`\n  expected a string"),
     ("data build --gin_file=my.gin --gin.train.source=3", r"`train\.source` at --gin\.train\.source=3 gives int"),
-    ("data build --gin_file=my.gin --gin.mixture.sources=@own", r"mixture\.sources is 'own', not a list"),
-    ("data build --gin_file=my.gin --gin.mixture.rates=uniform", r"mixture\.rates is 'uniform', not a strategy"),
+    ("data build --gin_file=my.gin --gin.mixture.sources=@own", r"sources` at .* is `@own`\n.*`\[@own\]`"),
+    ("data build --gin_file=my.gin --gin.mixture.rates=@uniform()", r"rates` at .* is `@uniform\(\)`\n.*without \(\)"),
+    ("data build --gin_file=my.gin --gin.mixture.rates=uniform", r"rates` at .* is `'uniform'`\n.*`@uniform`"),
     ("data build --gin_file=my.gin --gin.mixture.holdout=task=own_last", r"is 'task=own_last', not a list"),
     ("data build --gin_file=my.gin --gin.mixture.name=a/b --gin.mixture.extra_ids=1", r"mixture\.name is 'a/b'"),
     ("data build --gin_file=my.gin --gin.mixture.extra_ids=-1", r"mixture\.extra_ids is -1"),
     ("data build --gin_file=my.gin --gin.explicit.rates={'own_*':0}", "rates sum to 0"),
-    ("data build --gin_file=my.gin --gin.explicit.rates={'own_*':'all'}", "'own_.*' has rate 'all'"),
+    ("data build --gin_file=my.gin --gin.explicit.rates={'own_*':'all'}", "with `'all'` in it\n  expected a number"),
     ("data build --gin_file=my.gin --cache_dir=my.gin", r"my\.gin/sources/own\.json can not be written"),
     ("data build --gin_file=my.gin --runner=DirectRunner", "argument '--runner=DirectRunner' is not known"),
     ("data show --cache_dir=nowhere", "there is no cache folder 'nowhere'.*\n.*mtx data build"),
@@ -202,10 +203,10 @@ def test_cache_lists_mixtures_and_marks_what_is_damaged(mtx, place, tmp_path):
     ("data show --cache_dir=cache --tokens -3", "--tokens is -3"),
     ("data show --cache_dir=cache --batches 0", "--batches is 0"),
     ("data show --cache_dir=cache --split trian", r"'own_last' has no examples in split 'trian'\n.*train \(20\)"),
-    ("data show --cache_dir=cache --gin.train.inputs_length=many", "inputs_length of the feed is 'many'"),
+    ("data show --cache_dir=cache --gin.train.inputs_length=many", r"inputs_length` at .* is `.many.`\n  expected"),
     ("data show --cache_dir=cache --gin.modell.architecture=causal", r"`modell\.architecture`"),
     ("data show --cache_dir=cache --gin.model.architecture=causl", "architecture 'causl' is not known\n.*`causal`"),
-    ("data check --cache_dir=cache --gin.train.targets_length=0.5", r"targets_length of the audit is 0\.5"),
+    ("data check --cache_dir=cache --gin.train.targets_length=0.5", r"targets_length` at .* is `0\.5`\n  expected"),
     ("data check --cache_dir=cache --fail_on leeks", "--fail_on names 'leeks'.*\n.*`leaks`"),
     ("data check --cache_dir=cache --fail_on", "--fail_on: expected at least one argument"),
     ("data check --cache_dir=cache --against hedlout", "no mixture 'hedlout' .*\n.*`heldout`"),

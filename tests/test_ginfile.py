@@ -1,10 +1,16 @@
 """Gin files: every mistake has a message that names it, its place and what would work; values arrive."""
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
 import gin
 import pytest
 
 from mtx import ginfile
 from mtx.errors import UserError
+from mtx.gintext import ROOTS, Reader
+from mtx.gintypes import misfits
 
 
 @gin.configurable(module="lint")
@@ -26,6 +32,55 @@ def serve(tray=gin.REQUIRED, *, guests: int = gin.REQUIRED):
 class Teapot:
   def __init__(self, litres: float = 1.0, **markings):
     self.litres, self.markings = litres, markings
+
+
+Infuser = Callable[[int], float]
+Anything = TypeVar("Anything")
+
+
+@gin.configurable(module="lint", denylist=["seconds"])
+def infuse(seconds: int) -> float:
+  return seconds / 2
+
+
+@gin.configurable(module="lint")
+def infuser(slow: bool = False) -> Infuser:
+  return lambda seconds: float(seconds + slow)
+
+
+@gin.configurable(module="lint")
+def untold():
+  return None
+
+
+@gin.configurable(module="lint")
+class Strainer:
+  def __init__(self, mesh: "float" = 0.1):
+    self.mesh = mesh
+
+  def __call__(self, seconds):
+    return seconds * self.mesh
+
+
+@gin.configurable(module="lint")
+def blend(
+  method: Infuser | None = None,
+  always: Callable = infuse,
+  herbs: Sequence[str] = (),
+  parts: Mapping[str, float] | None = None,
+  nested: Mapping[str, Mapping[str, int]] = {},
+  ratio: tuple[int, int] = (1, 2),
+  times: list[int] = (),
+  steps: Sequence[Callable[[], Any] | Teapot] = (),
+  label: str = "",
+  unsaid: float = None,  # noqa: RUF013
+  pot: Teapot | None = None,
+  folder: str | Path = "",
+  any_of: Anything | int = 1,
+  cups: int | None = 3,
+  **notes: int,
+):
+  return locals()
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +220,89 @@ def test_unclosed_brackets_and_quotes_are_named(folder):
     assert message.startswith("syntax error at tea.gin:") and hint == "a bracket or a quote is not closed"
 
 
+@pytest.mark.parametrize(
+  ("text", "message", "hint"),
+  [
+    ("blend.method = @infuse()", "`blend.method` at tea.gin:1 is `@infuse()`",
+     "expected a function, `@name` or None: `@infuse` without ()"),
+    ("blend.always = @green/Teapot()", "`blend.always` at tea.gin:1 is `@green/Teapot()`",
+     "expected a function, `@name`: `@green/Teapot` without ()"),
+    ("blend.always = 'infuse'", "`blend.always` at tea.gin:1 is `'infuse'`", "expected a function, `@name`: `@infuse`"),
+    ("blend.always = None", "`blend.always` at tea.gin:1 is `None`", "expected a function, `@name`"),
+    ("brew.minutes = '3'", "`brew.minutes` at tea.gin:1 is `'3'`", "expected a whole number: `3` without quotes"),
+    ("brew.minutes = 'long'", "`brew.minutes` at tea.gin:1 is `'long'`", "expected a whole number"),
+    ("brew.minutes = 1e3", "`brew.minutes` at tea.gin:1 is `1000.0`", "expected a whole number: `1000`"),
+    ("brew.minutes = 2.5", "`brew.minutes` at tea.gin:1 is `2.5`", "expected a whole number"),
+    ("brew.minutes = None", "`brew.minutes` at tea.gin:1 is `None`", "expected a whole number"),
+    ("brew.hot = '0.5'", "`brew.hot` at tea.gin:1 is `'0.5'`", "expected a number: `0.5` without quotes"),
+    ("brew.hot = @infuser", "`brew.hot` at tea.gin:1 is `@infuser`", "expected a number: `@infuser()` calls it"),
+    ("brew.sugar = 'False'", "`brew.sugar` at tea.gin:1 is `'False'`",
+     "expected True or False: `False` without quotes"),
+    ("brew.sugar = [True]", "`brew.sugar` at tea.gin:1 is `[True]`", "expected True or False"),
+    ("Strainer.mesh = 'fine'", "`Strainer.mesh` at tea.gin:1 is `'fine'`", "expected a number"),
+    ("green/blend.label = 7", "`green/blend.label` at tea.gin:1 is `7`", "expected a string: `'7'`"),
+    ("blend.folder = 7", "`blend.folder` at tea.gin:1 is `7`", "expected a string or a path: `'7'`"),
+    ("blend.herbs = {'mint': 1}", "`blend.herbs` at tea.gin:1 is `{'mint': 1}`",
+     "expected a list, each item a string"),
+    ("blend.herbs = ['mint', 7]", "`blend.herbs` at tea.gin:1 is `['mint', 7]` with `7` in it",
+     "expected a string: `'7'`"),
+    ("blend.herbs = @infuse", "`blend.herbs` at tea.gin:1 is `@infuse`",
+     "expected a list, each item a string: `[@infuse]`"),
+    ("blend.times = '12'", "`blend.times` at tea.gin:1 is `'12'`", "expected a list, each item a whole number"),
+    ("blend.steps = @infuser", "`blend.steps` at tea.gin:1 is `@infuser`", "expected a list: `[@infuser]`"),
+    ("blend.parts = 0.5", "`blend.parts` at tea.gin:1 is `0.5`", "expected a mapping, {'name': value} or None"),
+    ("blend.parts = {'mint': '1'}", "`blend.parts` at tea.gin:1 is `{'mint': '1'}` with `'1'` in it",
+     "expected a number: `1` without quotes"),
+    ("blend.nested = {'a': {'b': 0.5}}", "`blend.nested` at tea.gin:1 is `{'a': {'b': 0.5}}` with `0.5` in it",
+     "expected a whole number"),
+    ("blend.ratio = (1, 2, 3)", "`blend.ratio` at tea.gin:1 is `(1, 2, 3)`",
+     "expected (a whole number, a whole number)"),
+    ("blend.cups = 'two'", "`blend.cups` at tea.gin:1 is `'two'`", "expected a whole number or None"),
+    ("\nTIME = %LONG\nLONG = 'x'\nbrew.minutes = %TIME", "`brew.minutes` at tea.gin:4 is `%TIME`, `'x'` at tea.gin:3",
+     "expected a whole number"),
+    ("HERB = 7\nblend.herbs = ['mint', %HERB]", "`blend.herbs` at tea.gin:2 is `['mint', %HERB]` with `7` in it", None),
+  ],
+)  # fmt: skip
+def test_values_that_an_annotation_forbids_are_named(folder, text, message, hint):
+  found = mistake(folder, text)
+  assert found[0] == f"binding {message}"
+  assert hint is None or found[1] == hint
+
+
+def test_a_number_for_a_string_among_the_flags_is_quoted_for_the_shell(folder):
+  found = mistake(folder, "", "--gin.blend.label=7")
+  assert found == ["binding `blend.label` at --gin.blend.label=7 is `7`", "expected a string: `\"'7'\"`"]
+
+
+@pytest.mark.parametrize(
+  "value",
+  [
+    "method = None", "method = @infuse", "method = @infuser()", "method = @untold()",
+    "always = @cold/Strainer()", "always = @Strainer",
+    "always = @untold()", "herbs = ('mint', 'sage')", "herbs = 'mint'", "herbs = @untold()", "parts = {'mint': 1}",
+    "parts = None", "parts = @untold()", "nested = {}", "ratio = [1, 2]", "times = (1, True)",
+    "steps = [@infuse, @Teapot()]", "label = @untold()", "unsaid = None", "unsaid = 1", "pot = 'tall'", "folder = '.'",
+    "any_of = 'x'", "cups = None", "cups = %gin.REQUIRED\nblend.cups = 1", "extra = 'free'",
+    "label = %LABEL\nLABEL = 'x'",
+  ],
+)  # fmt: skip
+def test_values_that_no_annotation_forbids_pass(folder, value):
+  ginfile.load([write(folder, text=f"blend.{value}\nbrew.hot = 1\nbrew.sugar = 0\nbrew.leaves = @infuse()")])
+
+
+def test_configs_of_the_repository_bind_what_their_parameters_take(monkeypatch):
+  from mtx.run import register
+
+  register()
+  monkeypatch.chdir(ROOTS[0])
+  files = sorted(path.relative_to(ROOTS[0]).as_posix() for path in (ROOTS[0] / "configs").rglob("*.gin"))
+  assert len(files) > 5
+  for file in files:
+    reader = Reader()
+    reader.file(file)
+    assert not reader.problems and not list(misfits(reader.bindings)), file
+
+
 def test_missing_gin_file_names_a_near_one(folder):
   write(folder, "configs/run/breakfast.gin")
   with pytest.raises(UserError) as error:
@@ -233,8 +371,8 @@ Teapot.any_marking = r'\\d+'
 )  # fmt: skip
 def test_command_line_wins_and_takes_plain_strings(folder, value, read):
   file = write(folder, text="TIME = 4\nbrew.leaves = 1\nbrew.minutes = %TIME")
-  ginfile.load([file], [f"--gin.brew.leaves={value}", f"lint.brew.hot={value}"])
-  assert brew()[0] == read and brew()[3] == read
+  ginfile.load([file], [f"--gin.brew.leaves={value}", f"lint.Teapot.any_marking={value}"])
+  assert brew()[0] == read and Teapot().markings == {"any_marking": read}
 
 
 def test_last_binding_wins_over_includes_and_earlier_files(folder):

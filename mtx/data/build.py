@@ -40,11 +40,13 @@ from mtx.data.cache import (
   write_split,
 )
 from mtx.data.jobs import Job, run_here
+from mtx.data.replayed import earlier, replayed
 from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError, did_you_mean
 from mtx.tasks.encode import encoded
 from mtx.tasks.source import Source, seqio, tf
 from mtx.tasks.task import TaskInfo, TextTask
+from mtx.tasks.vocabularies import unwrapped
 
 READ_EXAMPLES = 512  # at a time
 SHARD_EXAMPLES = 50_000  # a larger split is written in several shards, by several workers
@@ -106,13 +108,14 @@ def build_mixture(
     log(f"{mixture_name}: {len(wanted) - len(missing)} splits cached, {len(missing)} to build in {root}")
   by_name = {task.name: task for task in tasks}
   jobs = [
-    Job(task, split, shard, shards, vocabulary, folders[name, split], bad_rows)
+    Job(task, split, shard, shards, vocabulary, folders[name, split], bad_rows, wanted[name, split])
     for name, split in missing
     if (task := source.texts.get(name))
     for shards in [max(1, -(-(task.splits[split] or 0) // SHARD_EXAMPLES))]
     for shard in range(shards)
   ]
   others = [(name, split) for name, split in missing if name not in source.texts]
+  opened = {folder: CachedSplit(folder) for folder in folders.values()}
   waiting = Counter(job.folder for job in jobs)
   bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
   with Progress(*bar, transient=True, disable=not (missing and sys.stdout.isatty())) as progress:
@@ -121,8 +124,9 @@ def build_mixture(
       progress.update(step, description=f"{job.task.name} {job.split}", advance=1)
       waiting[job.folder] -= 1
       if not waiting[job.folder]:
-        ingredients = wanted[job.task.name, job.split]
-        done = finish_split(job.folder, job.shards, fingerprint=digest(ingredients), ingredients=ingredients)
+        if job.shards > 1:
+          finish_split(job.folder, job.shards, fingerprint=digest(job.ingredients), ingredients=job.ingredients)
+        done = opened[job.folder]
         if left_out := done.manifest["left_out"]:
           first = ": ".join(left_out[0])
           log(f"{job.task.name} {job.split}: {len(left_out)} bad rows left out of {len(done)}; the first: {first}")
@@ -139,11 +143,14 @@ def build_mixture(
       category=source.categories.get(task.name, task.name),
       metrics=tuple(source.metrics.get(task.name, ("exact_match",))),
       fingerprint=digest([folders[task.name, split].name for split in task.splits]),
-      splits={split: CachedSplit(folders[task.name, split]) for split in task.splits},
+      splits={split: opened[folders[task.name, split]] for split in task.splits},
     )
     for task in tasks
   )
-  mixture = CachedMixture(mixture_name, cached, _rates(provider, tasks, source, cached), vocabulary)
+  rates = _rates(provider, tasks, source, cached)
+  if replays := source.replays.get(mixture_name):
+    cached, rates = replayed(cached, rates, replays, earlier(root, mixture_name))
+  mixture = CachedMixture(mixture_name, cached, rates, vocabulary)
   write_index(root, mixture)
   return mixture
 
@@ -175,6 +182,8 @@ def _rates(
 
 def _vocabulary(vocabulary: seqio.Vocabulary, root: Path) -> Vocabulary:
   """The TensorFlow-free twin of a SeqIO vocabulary."""
+  if ours := unwrapped(vocabulary):
+    return ours
   if isinstance(vocabulary, seqio.ByteVocabulary):
     return Vocabulary("byte", extra_ids=vocabulary.extra_ids)
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
@@ -187,7 +196,7 @@ def _vocabulary(vocabulary: seqio.Vocabulary, root: Path) -> Vocabulary:
     return Vocabulary("sentencepiece", Path(file), vocabulary.extra_ids)
   raise UserError(
     f"vocabulary {type(vocabulary).__name__} can not be read without SeqIO",
-    hint="use seqio.SentencePieceVocabulary or seqio.ByteVocabulary",
+    hint="use seqio.SentencePieceVocabulary, seqio.ByteVocabulary or mtx.tasks.vocabularies.opened",
   )
 
 
@@ -313,6 +322,8 @@ def _changes(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 
 def _vocabulary_key(vocabulary: seqio.Vocabulary) -> str:
+  if ours := unwrapped(vocabulary):
+    return ours.fingerprint
   file = str(vocabulary.sentencepiece_model_file) if isinstance(vocabulary, seqio.SentencePieceVocabulary) else ""
   return _content_key(file, type(vocabulary).__name__, vocabulary.extra_ids)
 

@@ -1,15 +1,20 @@
 """The parts that the building of a cache falls into, for any process: no TensorFlow, no SeqIO."""
 
+import functools
 import math
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtx.data.cache import Example, write_shard
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+from mtx.data.cache import Example, digest, write_shard, write_split
 from mtx.data.vocabulary import Vocabulary
 from mtx.tasks.encode import encoded
 from mtx.tasks.task import Reading, TextTask
@@ -21,7 +26,11 @@ FEW_EXAMPLES = 50_000
 
 @dataclass(frozen=True)
 class Job:
-  """One shard of one split of a task that is text, to be encoded and written in any process."""
+  """One shard of one split of a task that is text, to be encoded and written in any process.
+
+  Attributes:
+    ingredients: of the split's fingerprint; a split of one shard is whole when its job is done, with them in it.
+  """
 
   task: TextTask
   split: str
@@ -30,13 +39,29 @@ class Job:
   vocabulary: Vocabulary
   folder: Path
   bad_rows: int
+  ingredients: Any = None
 
   def __call__(self) -> "Job":
     v = self.vocabulary
-    reading = Reading(v.encode, v.size, v.extra_ids, self.bad_rows)
-    examples = encoded(self.task, self.split, reading, v.eos_id, self.shard, self.shards)
-    write_shard(self.folder, self.shard, self.shards, _with_text(examples, v), reading.bad)
+    reading = Reading(_to_array(v), v.size, v.sentinels, self.bad_rows)
+    rows = encoded(self.task, self.split, reading, v.eos_id, self.shard, self.shards, writing=v.writing)
+    examples = _with_text(rows, v)
+    if self.shards > 1:
+      write_shard(self.folder, self.shard, self.shards, examples, reading.bad)
+    else:
+      of = {"fingerprint": digest(self.ingredients), "ingredients": self.ingredients}
+      write_split(self.folder, examples, **of, left_out=reading.bad)
     return self
+
+
+@functools.lru_cache(maxsize=4)
+def _to_array(vocabulary: Vocabulary) -> Callable[[str], Int32[np.ndarray, "length"]]:
+  """`Vocabulary.encode` that gives arrays, with no list of numbers between where SentencePiece can do so."""
+  if vocabulary.kind == "sentencepiece":
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.path))
+    if hasattr(pieces, "EncodeAsNumpy"):  # since 0.2.2
+      return functools.partial(pieces.Encode, return_type="numpy")
+  return lambda text: np.array(vocabulary.encode(text), np.int32)
 
 
 def run_here(jobs: list[Job], workers: int | None) -> Iterator[Job]:

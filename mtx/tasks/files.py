@@ -213,6 +213,16 @@ def located(path: str | Path) -> Path:
   return under if not found.exists() and under.exists() else found
 
 
+def sought(path: Path) -> str:
+  """Where else `located` looked for a path that is not there; empty for an absolute one."""
+  if path.is_absolute():
+    return ""
+  under = os.environ.get("MTX_DATA")
+  return (
+    f"nor is it in $MTX_DATA, {under}" if under else "relative paths are looked for in $MTX_DATA too: it is not set"
+  )
+
+
 def folder(binding: str, path: str | Path, *contains: str) -> Path:
   """The folder that a binding names (see `located`), if everything in `contains` (file names or globs) lies in it.
 
@@ -223,12 +233,7 @@ def folder(binding: str, path: str | Path, *contains: str) -> Path:
     raise UserError(f"{binding} is {path!r}, not the path of a folder")
   root = located(path)
   if not root.is_dir():
-    under = os.environ.get("MTX_DATA")
-    where = (
-      f"nor is it in $MTX_DATA, {under}" if under else "relative paths are looked for in $MTX_DATA too: it is not set"
-    )
-    hint = "" if root.is_absolute() else where
-    raise UserError(f"{binding} is {str(path)!r}: there is no such folder", hint=hint)
+    raise UserError(f"{binding} is {str(path)!r}: there is no such folder", hint=sought(root))
   for pattern in contains:
     if not any(root.glob(pattern)):
       raise UserError(f"{binding} is {str(path)!r}: it holds no {pattern}")

@@ -84,6 +84,13 @@ def chrf(reference: str, prediction: str) -> float:
   return min(1.0, _chrf().sentence_score(prediction, [reference]).score / 100)
 
 
+def program_fits(reference: str, prediction: str) -> float:
+  """1 when the prediction, run as a program of `mtx.tasks.programs`, gives the outputs that a reference asks for."""
+  from mtx.tasks import programs  # a provider of tasks: runs without it should not register it
+
+  return programs.program_fits(reference, prediction)
+
+
 def normalized(text: str) -> str:
   """Lower case, no ASCII punctuation, single spaces."""
   return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
@@ -142,6 +149,7 @@ SIMILARITIES: dict[str, Callable[[str, str], float]] = {
   "chrf": chrf,
   "digit_match": digit_match,
   "digit_match_backwards": digit_match_backwards,
+  "program_fits": program_fits,
 }
 
 # Metric name -> distance of one reference and one prediction, in a unit of its own: 0 is best.

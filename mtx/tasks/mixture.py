@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import gin
@@ -23,10 +22,10 @@ from mtx.tasks.encode import encoded, texts_of
 from mtx.tasks.holdout import Holdout, Named, hold_out
 from mtx.tasks.metrics import METRICS, seqio_metric
 from mtx.tasks.rates import Rates, proportional
+from mtx.tasks.replay import Replay
 from mtx.tasks.source import Source, seqio, tf
 from mtx.tasks.task import Collection, Reading, TaskInfo, TextTask
 
-BYTES = "bytes"
 SOURCES = "for example `mixture.sources = [@superni, @gsm8k]`"
 
 
@@ -40,7 +39,7 @@ def mixture(
   extra_ids: int = 0,
   rates: Callable[[Sequence[TaskInfo]], Rates] = proportional,
   holdout: Sequence[str] = (),
-  parts: Mapping[str, Mapping[str, float]] | None = None,
+  parts: Mapping[str, Mapping[str, float | Mapping[str, Any]]] | None = None,
 ) -> Source:
   """Registers every task of the sources, and the mixtures `<name>_train` and `<name>_heldout`.
 
@@ -50,15 +49,17 @@ def mixture(
     sources: providers, `[@superni, @gsm8k]`. `train.source = @superni` alone is a mixture of that one source, to
       which the other settings apply.
     name: of the mixture; a single source keeps its own.
-    vocabulary: a SentencePiece `.model` file, or "bytes"; None trains one of `vocabulary_size` pieces on the sources'
-      training text, or takes the one that a single source makes.
+    vocabulary: "bytes", "digits-3", a SentencePiece `.model`, a tokenizer.json or a pre-trained model's folder
+      (`mtx.tasks.vocabularies.opened`); None trains one of `vocabulary_size` pieces on the sources' training text, or
+      takes the one that a single source makes.
     extra_ids: sentinels after the pieces, for denoising.
     rates: a strategy of `mtx.tasks.rates`, for the training mixture. Held-out tasks are all alike.
     holdout: what to take out of training and judge on, see `mtx.tasks.holdout`.
     parts: further mixtures for single stages (`stage.mixture = 'NAME'`): name -> specification as in `holdout` ->
-      factor of those tasks' rates; the last that matches counts, and 0 where none does. Dual-stage mixed fine-tuning
-      (Dong et al. 2023, arXiv 2310.05492) with replay of 1/256 is
-        {'special': {'source=gsm8k': 1}, 'general': {'source=self_instruct': 1, 'source=gsm8k': 0.0039}}
+      factor of those tasks' rates, or a fixed subset of their training examples, each drawn as often as it would be
+      without (`mtx.tasks.replay`); the last that matches counts, and 0 where none does. Dual-stage mixed fine-tuning
+      (Dong et al. 2023, arXiv 2310.05492) is
+        {'special': {'source=gsm8k': 1}, 'general': {'source=self_instruct': 1, 'source=gsm8k': {'replay': '1/256'}}}
 
   Raises:
     UserError: no tasks, two tasks of one name, a task both in train and held out, an unknown metric, a specification
@@ -81,10 +82,13 @@ def mixture(
   for task in tasks.values():
     _register(task, pieces)
   strategies = {f"{name}_train": rates}
+  replays = {}
   for part, factors in (parts or {}).items():
     if part in ("train", "heldout"):
       raise UserError(f"mixture.parts: {part!r} is taken", hint="choose another name")
-    strategies[f"{name}_{part}"] = functools.partial(scaled, rates=rates, factors=_factors(part, factors, train))
+    found = _factors(part, factors, train)
+    replays[f"{name}_{part}"] = {task: factor for task, factor in found.items() if isinstance(factor, Replay)}
+    strategies[f"{name}_{part}"] = functools.partial(scaled, rates=rates, factors=found)
   infos = [TaskInfo(t.name, t.category, source, t.splits.get("train") or 0) for source, t in train]
   counted = all(t.splits.get("train") is not None for _, t in train)
   for mixture_name, strategy in strategies.items():
@@ -101,6 +105,7 @@ def mixture(
     sources={t.name: source for source, t in train + held},
     parts={part: f"{name}_{part}" for part in parts or {}},
     rates=strategies,
+    replays=replays,
     texts=tasks,
   )
 
@@ -143,24 +148,30 @@ def _check(train: Sequence[Named], held: Sequence[Named]) -> None:
         raise UserError(f"task {task.name!r}: metric {metric!r} is not known", hint=did_you_mean(metric, METRICS))
 
 
-def _factors(part: str, factors: Mapping[str, float], train: Sequence[Named]) -> dict[str, float]:
-  """Training task -> factor of its rate."""
-  found = {t.name: 0.0 for _, t in train}
-  for text, factor in factors.items():
-    spec = Holdout.of(text, f"mixture.parts[{part!r}]")
+def _factors(
+  part: str, factors: Mapping[str, float | Mapping[str, Any]], train: Sequence[Named]
+) -> dict[str, float | Replay]:
+  """Training task -> factor of its rate, or which of its examples are drawn."""
+  binding = f"mixture.parts[{part!r}]"
+  found: dict[str, float | Replay] = {t.name: 0.0 for _, t in train}
+  for text, written in factors.items():
+    spec = Holdout.of(text, binding)
     matching = [t.name for source, t in train if spec.kind != "instances" and spec.matches(source, t)]
-    if not matching or factor < 0:
+    factor = Replay.of(written, f"{binding}: {text!r}") if isinstance(written, Mapping) else float(written)
+    if not matching or (isinstance(factor, float) and factor < 0):
       why = "matches no training task" if not matching else f"has the factor {factor}"
-      raise UserError(f"mixture.parts[{part!r}]: {text!r} {why}", hint="factors are 0 or more, of tasks that are there")
-    found |= dict.fromkeys(matching, float(factor))
+      raise UserError(f"{binding}: {text!r} {why}", hint="factors are 0 or more, of tasks that are there")
+    found |= dict.fromkeys(matching, factor)
   return found
 
 
 def scaled(
-  tasks: Sequence[TaskInfo], rates: Callable[[Sequence[TaskInfo]], Rates], factors: Mapping[str, float]
+  tasks: Sequence[TaskInfo], rates: Callable[[Sequence[TaskInfo]], Rates], factors: Mapping[str, float | Replay]
 ) -> Rates:
-  """Rates of a strategy times a factor for each task."""
-  return [rate * factors.get(t.name, 0.0) for t, rate in zip(tasks, rates(tasks), strict=True)]
+  """Rates of a strategy times a factor for each task; a replay's is its fraction, until its examples are counted."""
+  found = [factors.get(t.name, 0.0) for t in tasks]
+  numbers = [factor.fraction if isinstance(factor, Replay) else factor for factor in found]
+  return [rate * number for number, rate in zip(numbers, rates(tasks), strict=True)]
 
 
 def _register_mixture(name: str, members: Sequence[tuple[str, float]]) -> None:
@@ -170,12 +181,10 @@ def _register_mixture(name: str, members: Sequence[tuple[str, float]]) -> None:
 
 
 def _vocabulary(collections: Sequence[Collection], given: str | None, size: int, extra_ids: int) -> seqio.Vocabulary:
-  if given == BYTES:
-    return seqio.ByteVocabulary(extra_ids)
-  makes = [c.vocabulary for c in collections if c.vocabulary]
   if given:
-    path = Path(given)
-  elif len(collections) == 1 and makes:
+    return vocabularies.opened(given, extra_ids)
+  makes = [c.vocabulary for c in collections if c.vocabulary]
+  if len(collections) == 1 and makes:
     path = makes[0]()
   else:
     share = 20_000 // len(collections)
@@ -210,10 +219,10 @@ def _dataset(
 ) -> tf.data.Dataset:
   """Examples of a split as SeqIO has them: inputs, targets, inputs_pretokenized, id, references (JSON)."""
   del shuffle_files, seed  # the order is the cache's order; Grain shuffles
-  reading = Reading(vocabulary.encode, vocabulary.vocab_size, vocabulary.extra_ids)
+  reading = Reading(vocabulary.encode, vocabulary.vocab_size, vocabularies.sentinels(vocabulary))
 
   def examples() -> Iterator[Mapping[str, Any]]:
-    for example in encoded(task, split, reading, vocabulary.eos_id):
+    for example in encoded(task, split, reading, vocabulary.eos_id, writing=vocabularies.writing(vocabulary)):
       yield {
         "inputs": example["inputs"],
         "targets": example["targets"],

@@ -5,7 +5,8 @@ a language of its own that `parse` reads and `run` executes: nothing is evaluate
 an operation is applied once and lengthens a text at most twofold.
 
 For synthesis a target is one shortest program, and the references are all programs of that length that map the given
-inputs to the given outputs: the space of programs up to the searched length is searched whole.
+inputs to the given outputs, and last what a right program must fit: the space of programs up to the searched length is
+searched whole, and a longer program counts by being run (metric `program_fits`).
 """
 
 import functools
@@ -30,7 +31,9 @@ KINDS = ("run", "trace", "invert", "synthesise")
 DOMAINS = ("letters", "words")
 LONGEST_SEARCH = 3  # operations of a program that is searched for: beyond, the space is too large to search whole
 LONGEST_VALUE = 48  # characters
+LONGEST_RUN = 4096  # tokens and characters of a value, beyond which a program that a model wrote is not run on
 EMPTY = "nothing"  # how a value without tokens is written
+FITS = "fits : "  # what a reference opens with that is no program but pairs of inputs and outputs
 
 PROMPT = {
   "run": "run this program : ",
@@ -169,12 +172,32 @@ def inverse(program: Program) -> Program | None:
 
 
 def fits(text: str, pairs: Sequence[tuple[Value, Value]]) -> bool:
-  """Whether a text is a program that maps every first of the pairs to its second."""
+  """Whether a text is a program that maps every first of the pairs to its second, by values that are not too long."""
   try:
     program = parse(text)
   except ProgramError:
     return False
-  return all(run(program, before) == after for before, after in pairs)
+  return all(_run_within(program, before) == after for before, after in pairs)
+
+
+def _run_within(program: Program, value: Value) -> Value | None:
+  """What a program makes of a value; None if one on the way is longer than LONGEST_RUN: thirty doublings are."""
+  for name, arguments in program:
+    value = OPERATIONS[name].apply(value, *arguments)
+    if len(value) + sum(map(len, value)) > LONGEST_RUN:
+      return None
+  return value
+
+
+def program_fits(reference: str, prediction: str) -> float:
+  """1 when the prediction is a program that does what is asked, found by running it.
+
+  Args:
+    reference: FITS and the pairs as a prompt has them; anything else counts when the prediction is the same.
+  """
+  if reference.startswith(FITS):
+    return float(fits(prediction, pairs_of(reference.removeprefix(FITS))))
+  return float(reference.split() == prediction.split())
 
 
 @functools.cache
@@ -256,7 +279,8 @@ def programs(
   Args:
     kinds: "run" (program and input, the output is asked), "trace" (the value after every operation), "invert"
       (program and output, the input is asked; of operations that can be undone), "synthesise" (inputs and outputs,
-      the program is asked; metric exact match with any of the shortest).
+      the program is asked: `program_fits` is the share of those that do what is asked, exact match of those that are
+      also among the shortest).
     domains: "letters" or "words": what the tokens are.
     lengths: operations of a program, one task each; for "synthesise" those up to LONGEST_SEARCH.
     heldout_kinds, heldout_lengths: of which tasks are held out.
@@ -296,7 +320,8 @@ def programs(
           split: [family.Part(functools.partial(bound, test=split == "test" if kept else None), count)]
           for split, count in counts.items()
         }
-        task = family.task(f"programs_{kind}_{domain}_{length}", kind, splits, seed=seed)
+        metrics = ("program_fits", "exact_match") if kind == "synthesise" else ("exact_match",)
+        task = family.task(f"programs_{kind}_{domain}_{length}", kind, splits, seed=seed, metrics=metrics)
         (heldout if is_heldout else train).append(task)
   return Collection(
     name="programs",
@@ -336,9 +361,9 @@ def draw(random: Random, *, kind: str, domain: str, length: int, pairs: int, tes
   found = shortest(examples, length)
   if len(found[0]) < length:
     return None
-  references = [shown(each) for each in found]
-  prompt += " ; ".join(f"{written(before)} -> {written(after)}" for before, after in examples)
-  return {"inputs": prompt, "targets": references[0], "references": references}
+  asked = " ; ".join(f"{written(before)} -> {written(after)}" for before, after in examples)
+  references = [*map(shown, found), FITS + asked]
+  return {"inputs": prompt + asked, "targets": references[0], "references": references}
 
 
 def vocabulary_texts(tasks: Sequence[TextTask]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mtx.tasks.replay import Replay
 from mtx.tasks.task import TaskInfo, TextTask
 
 
@@ -51,6 +52,8 @@ class Source:
     sources: task name -> the provider it is from.
     parts: name -> SeqIO Mixture of all training tasks with other rates, for single stages.
     rates: SeqIO Mixture -> its rates, from its tasks, once these are counted; for others SeqIO's hold.
+    replays: SeqIO Mixture -> task -> the part of its training examples that is drawn; of others all are. SeqIO's own
+      view of a mixture does not know it, the cache does.
     texts: task name -> the task as text; the cache is built from it without TensorFlow.
   """
 
@@ -63,4 +66,5 @@ class Source:
   sources: Mapping[str, str] = field(default_factory=dict)
   parts: Mapping[str, str] = field(default_factory=dict)
   rates: Mapping[str, Callable[[Sequence[TaskInfo]], Sequence[float]]] = field(default_factory=dict)
+  replays: Mapping[str, Mapping[str, Replay]] = field(default_factory=dict)
   texts: Mapping[str, TextTask] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from typing import Any
 import gin
 
 from mtx.errors import UserError, did_you_mean
-from mtx.tasks.files import located
+from mtx.tasks.files import located, sought
 from mtx.tasks.task import Collection, Reading, Row, TextTask, text_hash
 
 METRICS = ("rouge_l", "exact_match_normalized", "exact_match")
@@ -264,7 +264,8 @@ def _texts(files: Sequence[TaskFile], most: int = 20_000) -> Iterator[str]:
 def _listed(root: Path, split: str, on_bad: str) -> list[Path]:
   """Files of the tasks that a split names, in its order."""
   if not root.is_dir():
-    raise UserError(f"superni.path is {str(root)!r}: there is no such folder", hint=CHECKOUT_HINT)
+    hint = "\n  ".join(filter(None, (sought(root), CHECKOUT_HINT)))
+    raise UserError(f"superni.path is {str(root)!r}: there is no such folder", hint=hint)
   if not next((root / "tasks").glob("*.json"), None):
     raise UserError(f"superni.path is {str(root)!r}: it holds no tasks/*.json", hint=CHECKOUT_HINT)
   listing = root / "splits" / "default" / f"{split}_tasks.txt"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtx.errors import UserError
 
 Row = Mapping[str, Any]
@@ -21,13 +23,15 @@ class Reading:
   """What a task needs while its rows are read, and where it says which of them are unusable.
 
   Attributes:
-    encode: text -> token ids in the mixture's vocabulary, no EOS.
+    encode: text -> token ids in the mixture's vocabulary, no EOS: a list or an array, perhaps one that is read-only.
     size: number of ids, sentinels included.
     sentinels: how many of them, from the end, are T5's sentinels.
     bad: (place, reason) of every row that was left out.
   """
 
-  def __init__(self, encode: Callable[[str], Sequence] = str.split, size: int = 0, sentinels: int = 0, budget: int = 0):
+  def __init__(
+    self, encode: Callable[[str], Sequence | np.ndarray] = str.split, size: int = 0, sentinels: int = 0, budget: int = 0
+  ):
     """budget: rows of a split that may be left out; at 0 the first bad one stops the build."""
     # A task that counts a prompt's tokens hands out that very prompt next, mostly.
     self.encode = functools.lru_cache(maxsize=4)(encode)

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 from texts import text_task
 
+from mtx.data import records
 from mtx.data.cache import (
   OPEN_FILES,
   CachedMixture,
@@ -57,6 +57,12 @@ def test_examples_come_back_as_they_were(tmp_path):
   assert pickle.loads(pickle.dumps(split))[3]["id"] == "e3"
   with pytest.raises(IndexError):
     split[9]
+
+
+def test_a_split_without_examples_is_whole(tmp_path):
+  split = write_split(tmp_path / "s", [], fingerprint="f", ingredients={}, left_out=[("file:1", "broken")])
+  assert len(split) == 0 and split.lengths.shape == (0, 2)
+  assert split.manifest["left_out"] == [["file:1", "broken"]] and split.manifest["longest"]["inputs"] == 0
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):
@@ -151,21 +157,25 @@ def test_workers_write_what_one_process_writes(tmp_path):
   assert not list(tmp_path.glob("*/*/.*"))
 
 
-@pytest.mark.parametrize("name", ["examples-00000.array_record", "lengths-00000.npy"])
-@pytest.mark.parametrize("damage", ["cut", "gone", "changed"])
-def test_a_damaged_file_is_named(tmp_path, name, damage):
+@pytest.mark.parametrize("read", ["an example", "lengths"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "changed in the numbers", "changed in a record"])
+def test_a_damaged_file_is_named(tmp_path, damage, read):
   write_split(tmp_path / "s", made(9), fingerprint="f", ingredients={})
-  path = tmp_path / "s" / name
+  path = tmp_path / "s" / "examples-00000.array_record"
   content = bytearray(path.read_bytes())
   if damage == "gone":
     path.unlink()
   else:
-    content[-1] ^= 1
+    numbers = CachedSplit(tmp_path / "s").lengths.tobytes()
+    content[content.index(numbers if damage.endswith("numbers") else b"e3")] ^= 1
     path.write_bytes(content[:-4] if damage == "cut" else content)
   split = CachedSplit(tmp_path / "s")
-  reason = "does not match its checksum" if damage == "changed" else r"it has \d+ of \d+ bytes"
-  with pytest.raises(UserError, match=rf"{re.escape(name)} is damaged: .*{reason}\n  delete the folder"):
-    split[0], split.lengths
+  if (damage, read) == ("changed in a record", "lengths"):
+    assert split.lengths.tolist() == [[index + 1, 2] for index in range(9)]
+    return
+  reason = "does not match its checksum" if "changed" in damage else r"it has \d+ of \d+ bytes"
+  with pytest.raises(UserError, match=rf"examples-00000\.array_record is damaged: .*{reason}\n  delete the folder"):
+    split.lengths if read == "lengths" else split[0]
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
@@ -184,7 +194,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   with monkeypatch.context() as patch:
-    patch.setattr(np, "save", full)
+    patch.setattr(records, "ArrayRecordWriter", full)
     with pytest.raises(UserError, match="s can not be written: the disk is full"):
       write_shard(tmp_path / "s", 1, 2, made(6)[1::2])
   write_shard(tmp_path / "s", 1, 2, made(6)[1::2])
@@ -195,9 +205,11 @@ def test_a_read_only_folder_is_said(tmp_path, monkeypatch):
   def refused(path, *_):
     raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-  monkeypatch.setattr(np, "save", refused)  # root, as whom containers run tests, may write everywhere
+  monkeypatch.setattr(os, "mkdir", refused)  # root, as whom containers run tests, may write everywhere
   with pytest.raises(UserError, match=r"s can not be written: Permission denied\n.*train.cache_dir"):
     write_split(tmp_path / "s", made(2), fingerprint="f", ingredients={})
+  with pytest.raises(UserError, match=r"s can not be written: Permission denied\n.*train.cache_dir"):
+    write_shard(tmp_path / "s", 0, 2, made(2))
 
 
 def test_few_files_are_open_however_many_splits_are_read(tmp_path, monkeypatch):

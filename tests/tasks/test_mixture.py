@@ -2,12 +2,14 @@
 
 import functools
 import json
+import pickle
 
 import numpy as np
 import pytest
 from texts import chat_rows, collection, ids_rows, text_task
 
 from mtx.data.build import build_mixture
+from mtx.data.cache import open_mixture
 from mtx.errors import UserError
 from mtx.tasks.encode import encoded
 from mtx.tasks.holdout import hold_out
@@ -136,6 +138,92 @@ def test_parts_scale_the_rates_of_one_mixture(tmp_path):
     cached = build_mixture(source, name, tmp_path, log=lambda line: None)
     assert [task.name for task in cached.tasks] == ["c_a", "m_a"]
     np.testing.assert_allclose(cached.rates, rates)
+
+
+class TestReplay:
+  """Dual-stage mixed fine-tuning: all general data and a fixed part of the specialised."""
+
+  zoo = [collection("math", [text_task("m_a", train=400)]), collection("chat", [text_task("c_a", train=40)])]
+
+  def ids(self, tmp_path, written, zoo=None, rates=proportional):
+    """(ids of the replayed task, its share) in the second stage's mixture."""
+    parts = {"general": {"source=chat": 1, "task=m_*": written}}
+    source = mixture(zoo or self.zoo, parts=parts, rates=rates, **BYTES)
+    cached = build_mixture(source, "mixture_general", tmp_path, log=lambda line: None)
+    assert [task.name for task in cached.tasks] == ["c_a", "m_a"]  # as in training: routers keep their rows
+    assert len(cached.tasks[0].splits["train"]) == 40
+    train = cached.tasks[1].splits["train"]
+    assert [len(x) for x in (train.lengths, train)] == [len(train)] * 2
+    return [train[i]["id"] for i in range(len(train))], cached.rates[1]
+
+  def test_the_same_rows_come_every_time(self, tmp_path):
+    first, share = self.ids(tmp_path / "one", {"replay": "1/16", "seed": 3})
+    assert 10 <= len(first) <= 45 and first == sorted(first, key=lambda i: int(i.removeprefix("train")))
+    again, _ = self.ids(tmp_path / "one", {"replay": 0.0625, "seed": 3})  # found in the index
+    elsewhere, _ = self.ids(tmp_path / "two", {"replay": "1/16", "seed": 3})
+    assert first == again == elsewhere
+    assert share == pytest.approx(len(first) / (len(first) + 40))  # each example as often as a general one
+
+  def test_another_seed_gives_others(self, tmp_path):
+    drawn = [set(self.ids(tmp_path, {"replay": 0.1, "seed": seed})[0]) for seed in range(3)]
+    assert len(set(map(frozenset, drawn))) == 3
+    assert self.ids(tmp_path, {"replay": 0.1})[0] == self.ids(tmp_path, {"replay": 0.1, "seed": 0})[0]
+
+  def test_a_smaller_fraction_is_a_part_of_a_larger_one_and_growth_keeps_it(self, tmp_path):
+    small, large = (set(self.ids(tmp_path, {"replay": k})[0]) for k in ("1/16", "1/4"))
+    assert small < large
+    grown = [collection("math", [text_task("m_a", train=800)]), self.zoo[1]]
+    more = set(self.ids(tmp_path, {"replay": "1/16"}, grown)[0])
+    assert small < more and {i for i in more if int(i.removeprefix("train")) < 400} == small
+
+  def test_all_of_it(self, tmp_path):
+    ids, share = self.ids(tmp_path, {"replay": 1})
+    assert len(ids) == 400 and share == pytest.approx(400 / 440)
+
+  def test_a_strategy_rules_the_rest(self, tmp_path):
+    ids, share = self.ids(tmp_path, {"replay": "1/4"}, rates=uniform)
+    assert share == pytest.approx(len(ids) / 400 / (1 + len(ids) / 400))
+
+  def test_the_cache_keeps_it(self, tmp_path):
+    """Where there is no source, and in other processes; what else is cached does not change."""
+    ids, _ = self.ids(tmp_path, {"replay": "1/16"})
+    reopened = open_mixture(tmp_path, "mixture_general")
+    train = pickle.loads(pickle.dumps(reopened.tasks[1].splits["train"]))
+    assert [train[i]["id"] for i in range(len(train))] == ids
+    assert train.manifest["count"] == len(ids) and train.manifest["tokens"]["inputs"] == train.lengths[:, 0].sum()
+    with pytest.raises(IndexError):
+      train[len(ids)]
+    whole = build_mixture(mixture(self.zoo, **BYTES), "mixture_train", tmp_path, log=lambda line: None)
+    assert len(whole.tasks[1].splits["train"]) == 400 and whole.tasks[1].fingerprint != reopened.tasks[1].fingerprint
+    assert whole.tasks[0].fingerprint == reopened.tasks[0].fingerprint
+    assert len(list((tmp_path / "tasks" / "m_a").glob("train-*"))) == 1  # examples lie there once
+
+  def test_another_seed_is_another_mixture(self, tmp_path):
+    prints = set()
+    for seed in (0, 1):
+      self.ids(tmp_path, {"replay": 0.1, "seed": seed})
+      prints.add(open_mixture(tmp_path, "mixture_general").fingerprint)
+    assert len(prints) == 2
+
+  def test_no_example_at_all_is_an_error(self, tmp_path):
+    with pytest.raises(UserError, match=r"mixture.parts replays 1e-06 of m_a, which is no example at all"):
+      self.ids(tmp_path, {"replay": 1e-6})
+
+  @pytest.mark.parametrize(
+    ("written", "message"),
+    [
+      ({"replay": 0}, r"\['a'\]: 'source=zoo' replays 0\n  a fraction above 0"),
+      ({"replay": "1/0"}, "replays '1/0'"),
+      ({"replay": "some"}, "replays 'some'"),
+      ({"replay": 2}, "replays 2"),
+      ({"seed": 1}, "replays None"),
+      ({"replay": 0.5, "sede": 1}, "has a field 'sede'\n.*`seed`"),
+      ({"replay": 0.5, "seed": 0.5}, "has the seed 0.5"),
+    ],
+  )
+  def test_what_is_no_replay_is_named(self, written, message):
+    with pytest.raises(UserError, match=message):
+      mixture([collection("zoo", [text_task("zoo_a")])], parts={"a": {"source=zoo": written}}, **BYTES)
 
 
 @pytest.mark.parametrize(

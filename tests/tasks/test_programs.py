@@ -2,16 +2,20 @@
 
 import itertools
 import pickle
+import time
 from collections import Counter
 
 import pytest
 
 from mtx.errors import UserError
+from mtx.tasks.metrics import mean_score, scores
 from mtx.tasks.programs import (
   DOMAINS,
+  FITS,
   KINDS,
   LONGEST_SEARCH,
   OPERATIONS,
+  PROMPT,
   ProgramError,
   calls,
   fits,
@@ -139,8 +143,9 @@ def test_synthesis_has_all_shortest_programs(domain):
       for shorter in range(1, length):
         assert not any(right(chain) for chain in itertools.product(singles, repeat=shorter))
       brute = {" | ".join(chain) for chain in itertools.product(singles, repeat=length) if right(chain)}
-      assert set(row["references"]) == brute and row["targets"] == row["references"][0]
-      assert len(row["references"]) == len(brute)
+      *references, asked = row["references"]
+      assert set(references) == brute and row["targets"] == references[0]
+      assert len(references) == len(brute) and pairs_of(asked.removeprefix(FITS)) == pairs
 
 
 def test_the_search_is_whole_at_three_operations():
@@ -162,10 +167,46 @@ def test_synthesised_references_execute_and_longer_programs_are_judged_by_execut
   for task in tasks.train:
     for row in rows(task):
       pairs = pairs_of(row["inputs"])
-      assert all(fits(reference, pairs) and len(parse(reference)) == 3 for reference in row["references"])
+      *references, asked = row["references"]
+      assert asked == FITS + row["inputs"].removeprefix(PROMPT["synthesise"])
+      assert all(fits(reference, pairs) and len(parse(reference)) == 3 for reference in references)
       assert fits(f"{row['targets']} | swapcase | swapcase", pairs)
       assert not fits(f"{row['targets']} | double", pairs)
       assert not fits("reverse | nonsense", pairs)
+
+
+def test_any_program_that_does_what_is_asked_counts():
+  """Longer than the shortest, written otherwise: judged by a second interpreter, on all programs of two operations."""
+  tasks = programs(kinds=["synthesise"], lengths=[2], heldout_lengths=(), **{**SMALL, "test": 2})
+  singles = [shown((call,)) for call in calls()]
+  assert tasks.train[0].metrics[0] == "program_fits"
+  for task in tasks.train:
+    for row in rows(task):
+      pairs = pairs_of(row["inputs"])
+      tried = [" | ".join(chain) for chain in itertools.product(singles, repeat=2)]
+      tried += [f"{text} | flip | flip" for text in row["references"][:-1]]
+      right = [all(executed(text, before) == list(after) for before, after in pairs) for text in tried]
+      assert scores("program_fits", [row["references"]] * len(tried), tried) == [100.0 * r for r in right]
+      assert sum(right) > len(row["references"]) - 1
+
+
+def test_the_metric_runs_programs():
+  asked = [f"{FITS}a b c -> c b a ; d e -> e d"]
+  for text, score in {
+    "reverse": 100, " reverse ": 100, "reverse|flip|flip": 100, "flip | reverse": 100, "rotate 1": 0, "revers": 0,
+    "": 0, asked[0]: 0, "a b c -> c b a": 0, "reverse | upper": 0, "nothing": 0,
+  }.items():  # fmt: skip
+    assert scores("program_fits", [asked], [text]) == [score], text
+  assert mean_score("program_fits", [["reverse", *asked], asked], ["unrotate 1", "reverse"]) == 50
+  assert scores("program_fits", [["take 2"]] * 3, ["take  2", "take 1", ")"]) == [100, 0, 0]
+  assert scores("program_fits", [[f"{FITS}a b -> nothing"]] * 2, ["drop 2", "drop 1"]) == [100, 0]
+
+
+def test_a_program_that_grows_without_end_is_not_run_to_it():
+  start = time.perf_counter()
+  explosive = " | ".join(["repeat"] * 400 + ["take 1"])
+  assert scores("program_fits", [[f"{FITS}a b -> a"]] * 2, [explosive, "split | take 1"]) == [0, 100]
+  assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize(

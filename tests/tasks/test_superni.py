@@ -215,9 +215,17 @@ def test_a_bad_instance_is_named_or_skipped(checkout, tmp_path, caplog, instance
   assert sum(1 for _ in seqio.TaskRegistry.get(REVERSE).get_dataset(None, "train", shuffle=False)) == 49
 
 
-def test_a_folder_that_is_no_checkout_is_named(checkout, tmp_path):
+def test_a_folder_that_is_no_checkout_is_named(checkout, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"superni\.path is '.*gone': there is no such folder"):
     superni(str(tmp_path / "gone"))
+  monkeypatch.delenv("MTX_DATA", raising=False)
+  with pytest.raises(
+    UserError, match=r"'gone': there is no .*\n  .* in \$MTX_DATA too: it is not set\n  give the folder"
+  ):
+    superni("gone")
+  monkeypatch.setenv("MTX_DATA", str(tmp_path))
+  with pytest.raises(UserError, match=rf"'gone': .*\n  nor is it in \$MTX_DATA, {tmp_path}\n"):
+    superni("gone")
   (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match=r"superni\.path is '.*empty': it holds no tasks/\*\.json"):
     superni(str(tmp_path / "empty"))
