@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mtx.models.context import Context
 from mtx.models.layers import Dense, Embedding, norm, param
+from mtx.parallel.activations import gathered
 
 
 class Entry(nnx.Module):
@@ -26,7 +27,7 @@ class Entry(nnx.Module):
     """Positions count within the segment; the last one repeats."""
     if self.places:
       rows = jnp.minimum(positions, self.places - 1) + self.offset
-      x = x + self.position_table[...][rows].astype(x.dtype)
+      x = x + gathered(self.position_table[...], ("position", "embed"))[rows].astype(x.dtype)
     return x if self.norm is None else self.norm(x)
 
 

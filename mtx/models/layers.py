@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from mtx.models.context import Context
+from mtx.parallel.activations import gathered, laid
 
 Axes = tuple[str | None, ...]
 # What a layer keeps for its backward pass (`jax.ad_checkpoint.checkpoint_name`). The rest, attention weights foremost,
@@ -31,12 +32,12 @@ class Dense(nnx.Module):
     self.adapter: nnx.Module | None = nnx.data(None)
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
-    y = x @ self.kernel[...].astype(x.dtype)
+    y = x @ gathered(self.kernel[...].astype(x.dtype), self.axes)
     if self.bias is not None:
       y = y + self.bias[...].astype(x.dtype)
     if self.adapter is not None:
       y = y + self.adapter(x, ctx).astype(x.dtype)
-    return checkpoint_name(y, "projection")
+    return checkpoint_name(laid(y, self.axes[-1]), "projection")
 
 
 class RMSNorm(nnx.Module):
@@ -83,11 +84,11 @@ class Embedding(nnx.Module):
     self.table = param(nnx.initializers.normal(std), (vocab_size, d_model), ("vocab", "embed"), rngs)
 
   def __call__(self, tokens: Int[Array, "batch length"], dtype) -> Float[Array, "batch length d_model"]:
-    return self.table[...][tokens].astype(dtype)
+    return laid(gathered(self.table[...], ("vocab", "embed"))[tokens].astype(dtype), None)
 
   def attend(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length vocab"]:
     """Logits against the table."""
-    return x @ self.table[...].T.astype(x.dtype)
+    return laid(x @ gathered(self.table[...].astype(x.dtype), ("vocab", "embed")).T, "vocab")
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:

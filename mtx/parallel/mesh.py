@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 from mtx.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = AXES[:2]  # what the rows of a batch are split over
 
 
 @gin.configurable("mesh")

@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtx.errors import UserError, did_you_mean
+from mtx.parallel.mesh import ROWS
 
 # What a model may call its axes, and the mesh axis each is split over. Adapter factors are thin: every device holds
 # them whole, which costs a few kilobytes and saves a collective a projection. Rows of a pre-trained vocabulary are as
@@ -63,7 +64,7 @@ def parameter_shardings(
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over data and fsdp."""
-  return NamedSharding(mesh, P(("data", "fsdp")))
+  return NamedSharding(mesh, P(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -136,7 +136,7 @@ class Stage:
 
       def evaluate(state: State, n: int) -> None:
         carried = after({**frozen, **state.train})
-        scores = {"eval/loss": validate(carried.params)}
+        scores = {"eval/loss": validate(carried.params)} if validate else {}
         rows = self._evaluate(session, carried, n, quick=n < self.steps)
         log.scalars(n, scores | _means(rows))
         progress.note(f"step {n}: " + ", ".join(f"{k} {v:.3g}" for k, v in (scores | _means(rows)).items()))
@@ -248,10 +248,13 @@ class Stage:
 
   def _validation(
     self, session: Session, model: Blueprint, mixture: CachedMixture, objective, reweigh: Reweigh, loss_on: str
-  ):
-    """The loss over the validation split, normalised as in training, as a function of parameters; read once."""
+  ) -> Callable[[Params], float] | None:
+    """The loss over the validation split, normalised as in training, as a function of parameters; read once.
+
+    None where no task has such a split.
+    """
     if not any(len(t.splits.get("validation", ())) for t in mixture.tasks):
-      return lambda params: float("nan")
+      return None
     loss = make_loss(model, objective, session.mesh)
     batches = list(
       validation_batches(

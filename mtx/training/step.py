@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from mtx.objectives.loss import Loss
 from mtx.objectives.normalise import Reweigh
+from mtx.parallel.activations import within
 from mtx.parallel.rules import batch_sharding, replicated
 from mtx.training.parameters import Blueprint, Params
 from mtx.training.state import State
@@ -44,6 +45,7 @@ def make_step(
 
   gradients = jax.grad(loss_sum, has_aux=True)
 
+  @within(mesh)
   def step(state: State, frozen: Params, batch: dict[str, Array], key: PRNGKeyArray) -> tuple[State, Metrics]:
     key = jax.random.fold_in(key, state.step)
     batch = batch if reweigh is None else reweigh(batch)
@@ -89,6 +91,7 @@ def _accumulate(f, batch, key, n: int):
 def make_loss(model: Blueprint, objective: Callable[..., Loss], mesh: Mesh):
   """Returns jitted `loss(params, batch) -> Loss` without dropout, for validation."""
 
+  @within(mesh)
   def loss(params: Params, batch: dict[str, Array]) -> Loss:
     return objective(model.merge(params)(batch), batch)
 
