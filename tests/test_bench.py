@@ -16,15 +16,28 @@ from mtx.bench import packing
 from mtx.bench.build import build
 from mtx.bench.clock import interleaved
 from mtx.bench.feed import feed
+from mtx.bench.generating import generating
 from mtx.bench.host import host
+from mtx.bench.importing import importing
 from mtx.bench.memory import memory
 from mtx.bench.open import MEGABYTES, opening
 from mtx.bench.pipeline import pipeline
+from mtx.bench.ranking import ranking
 from mtx.bench.row import Target, compared, measured, skipped
 from mtx.bench.train_step import peft_poly, train_step
 from mtx.bench.trainer import Shape
 
 SMALL = Shape(preset="t5_micro", vocabulary=384, inputs=16, targets=8, skills=2, splits=2, rank=2)
+
+
+TINY = {
+  "vocab_size": 97,
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 4,
+}
 
 
 def test_ratios_are_judged_by_their_targets():
@@ -86,6 +99,23 @@ def test_a_build_is_compared_with_its_own_texts(tmp_path, monkeypatch):
     (tmp_path / f"splits/default/{split}_tasks.txt").write_text(name)
   row = build(superni=tmp_path, repeats=1)
   assert row.ratio > 0 and "2 splits of 1 tasks, 60 examples" in row.detail
+
+
+def test_an_import_is_measured(tmp_path):
+  row = importing(megabytes=3, width=32, repeats=1, folder=tmp_path)
+  assert row.ours > 0 and row.ratio > 0
+
+
+def test_ranking_is_measured():
+  row = ranking(preset="t5_micro", vocabulary=128, batch=2, inputs=16, options=3, length=2, repeats=1)
+  assert row.ours > 0 and row.ratio > 0
+
+
+def test_generation_is_measured_and_equal():
+  for name in ("torch", "transformers"):
+    pytest.importorskip(name)
+  row = generating("generate_llama", sizes=TINY, repeats=1)
+  assert row.ratio > 0 and "100.0% of tokens equal" in row.detail
 
 
 def test_peer_has_our_sites_and_trains_only_adapters():

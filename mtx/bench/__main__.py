@@ -15,17 +15,23 @@ from rich.table import Table
 
 from mtx.bench.build import build
 from mtx.bench.feed import feed
+from mtx.bench.generating import SHAPES as GENERATED
+from mtx.bench.generating import generating
 from mtx.bench.host import host
+from mtx.bench.importing import importing
 from mtx.bench.memory import memory
 from mtx.bench.open import opening
 from mtx.bench.packing import packing
 from mtx.bench.pipeline import pipeline
+from mtx.bench.ranking import ranking
 from mtx.bench.row import Row
 from mtx.bench.train_step import PEERS, train_step
 from mtx.errors import UserError, did_you_mean
 
 # What imports torch comes last: its threads stay, and the host's time of a step, 1.8 ms alone, is 3.4 ms after them.
-NAMES = ("host", "open", "feed", "build", "pipeline", "packing", "memory", "train_step")
+NAMES = (
+  "host", "open", "feed", "build", "pipeline", "packing", "memory", "importing", "ranking", *GENERATED, "train_step",
+)  # fmt: skip
 SHOWN = ("jax", "jaxlib", "flax", "grain", *PEERS)
 
 
@@ -39,6 +45,9 @@ def benches(superni: Path | None, cache: Path) -> dict[str, Callable[[], Row]]:
     "pipeline": partial(pipeline, superni=superni, cache=cache),
     "packing": partial(packing, superni=superni, cache=cache),
     "memory": memory,
+    "importing": importing,
+    "ranking": ranking,
+    **{name: partial(generating, name) for name in GENERATED},
     "train_step": train_step,
   }
 

@@ -1,14 +1,17 @@
 """A tiny routed model of bytes, and cached tasks for it."""
 
+import io
 from functools import partial
 
 import pytest
+from rich.console import Console
 
 from mtx.adapters.poly import MHR
 from mtx.adapters.site import inject
 from mtx.data.cache import CachedMixture, CachedTask, write_split
 from mtx.data.vocabulary import Vocabulary
 from mtx.eval.generate import Generator
+from mtx.report.reporter import Reporter
 from mtx.training.session import Carried, Session
 
 INPUTS, TARGETS = 32, 6
@@ -60,7 +63,7 @@ def session_of(tiny, mesh1, vocabulary):
       evaluate_every=0,
       save_every=0,
       evaluate=None,
-      reporter=None,
+      reporter=None if folder is None else Reporter(folder, Console(file=io.StringIO())),
       gin=str,
     )
 

@@ -1,6 +1,13 @@
 """Predictions come back in the examples' order, whatever they were batched with."""
 
+from functools import partial
+
+import jax
 import numpy as np
+
+from mtx.decode.loop import make_decode
+from mtx.decode.settings import Settings
+from mtx.eval import generate
 
 
 def test_order_across_lengths(generator, carried, task_of, predict):
@@ -29,3 +36,54 @@ def test_overlong_inputs_are_cut(generator, carried, vocabulary):
   make = lambda tokens: {"inputs": np.array(tokens, np.int32)}
   whole, part = generator(carried.params, [make([*vocabulary.encode(text), 1]), make(cut)], [0, 0])
   assert whole == part
+
+
+def test_each_bucket_of_lengths_compiles_once(monkeypatch, carried, session_of, vocabulary, mesh1):
+  """Prompts of 1 to 16 tokens are one program and those of 17 to 32 another, however many there are of them."""
+  traced = []
+
+  def combine(logits, state):
+    traced.append(logits[0].shape)
+    return logits[0], state
+
+  monkeypatch.setattr(generate, "make_decode", partial(make_decode, combine=combine))
+  config = session_of(None).config
+  one = generate.Generator(carried.model, config, mesh1, vocabulary, inputs_length=32, targets_length=6, rows=4)
+  examples = lambda *lengths: [{"inputs": np.full(n, 50, np.int32)} for n in lengths]
+  one(carried.params, examples(3), [0])
+  once = len(traced)
+  one(carried.params, examples(16, 1, 7, 7, 9, 2), [0] * 6)
+  assert len(traced) == once
+  one(carried.params, examples(17, 4, 40), [0] * 3)
+  assert len(traced) == 2 * once
+  one(carried.params, examples(20, 30, 31, 5, 29, 28), [0] * 6)
+  assert len(traced) == 2 * once
+
+
+def test_samples_of_examples_and_limits(carried, session_of, vocabulary, mesh1):
+  """Three samples an example, the same in another order; an example has at most its own limit of tokens."""
+  config, settings = session_of(None).config, Settings(temperature=1.0, samples=3)
+  many = generate.Generator(
+    carried.model, config, mesh1, vocabulary, inputs_length=32, targets_length=6, settings=settings, rows=4
+  )
+  examples = [
+    {"inputs": np.array([*vocabulary.encode(text), 1], np.int32)} for text in ("ab", "c" * 20, "d", "ef", "g")
+  ]
+  limits = [6, 2, 1, 6, 4]
+
+  def run(order):
+    found = many.stream(
+      carried.params,
+      [examples[i] for i in order],
+      [0] * len(order),
+      key=jax.random.key(1),
+      rows=order,
+      limits=[limits[i] for i in order],
+    )
+    return {order[place]: prediction for place, prediction in found}
+
+  found = run([0, 1, 2, 3, 4])
+  assert {i: p.texts for i, p in found.items()} == {i: p.texts for i, p in run([3, 1, 4, 0, 2]).items()}
+  assert all(max(found[i].lengths) <= limit for i, limit in enumerate(limits))
+  assert all(len(p.texts) == len(p.scores) == 3 for p in found.values())
+  assert len(set(found[0].texts)) > 1
