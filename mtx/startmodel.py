@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mtx import ginfile
 from mtx.adapters.site import injections
 from mtx.check import versions
+from mtx.data.convert import ARCHITECTURES, check_architecture
 from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError
 from mtx.models.sizes import model_config
@@ -35,7 +36,11 @@ def chosen() -> tuple[ConfigDict, Found | None]:
 def architecture() -> str:
   """What the config's model runs as; "encdec" where it names none."""
   named = any(ginfile.value(f"model.{field}", None) is not None for field in ("preset", "pretrained"))
-  return chosen()[0].architecture if named else "encdec"
+  if named:
+    return chosen()[0].architecture
+  written = ginfile.value("model.architecture", None) or ARCHITECTURES[0]
+  check_architecture(written)
+  return written
 
 
 def bind_vocabulary() -> None:

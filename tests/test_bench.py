@@ -16,6 +16,7 @@ from mtx.bench import packing
 from mtx.bench.build import build
 from mtx.bench.clock import interleaved
 from mtx.bench.feed import feed
+from mtx.bench.generating import SHAPES as GENERATED
 from mtx.bench.generating import generating
 from mtx.bench.host import host
 from mtx.bench.importing import importing
@@ -59,7 +60,8 @@ def test_contestants_take_turns():
 def test_every_bench_has_its_file():
   assert list(command.benches(None, None)) == list(command.NAMES)
   for name in command.NAMES:
-    assert __import__(f"mtx.bench.{name}", fromlist=[name]).NAME == name
+    if name not in GENERATED:  # two shapes of one file
+      assert __import__(f"mtx.bench.{name}", fromlist=[name]).NAME == name
 
 
 def test_benches_without_peers_and_data(monkeypatch):

@@ -171,7 +171,7 @@ def test_cache_lists_mixtures_and_marks_what_is_damaged(mtx, place, tmp_path):
   assert row(said, "own_heldout")[1:3] == ["1", "20"]
   for source in ("own_train", "--gin_file=my.gin"):
     code, _, said = mtx(f"data show {source} --cache_dir={tmp_path / 'cache'}")
-    assert code == 2 and re.search(r"records is damaged: it has \d+ of \d+ bytes\n  delete the folder", said)
+    assert code == 2 and re.search(r"array_record is damaged: it has \d+ of \d+ bytes\n  delete the folder", said)
   shutil.rmtree(file.parent)
   assert mtx(f"data build --gin_file=my.gin --cache_dir={tmp_path / 'cache'}")[0] == 0
   assert mtx(f"data show own_train -n 0 --cache_dir={tmp_path / 'cache'}")[0] == 0

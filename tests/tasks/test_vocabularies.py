@@ -154,11 +154,11 @@ def rows(split, reading):
 
 
 def test_examples_are_written_as_the_family_writes_them(qwen):
-  """No EOS after inputs; a conversation by its template, of which answers count."""
+  """A line's end and no EOS after inputs; a conversation by its template, of which answers count."""
   ours = vocabularies.unwrapped(vocabularies.opened(qwen))
   task = TextTask("pairs", "pairs", rows, {"train": 2})
   pair, chat = encoded(task, "train", Reading(ours.encode, ours.size), ours.eos_id, writing=ours.writing)
-  assert pair["inputs"].tolist() == ours.encode("sort list")
+  assert pair["inputs"].tolist() == ours.encode("sort list\n")
   assert pair["targets"].tolist() == [*ours.encode("3 1 2"), ours.eos_id]
   assert chat["inputs"].tolist() == ours.chat_ids([("user", "sort")], add_generation_prompt=True)
   assert ours.decode(chat["targets"]) == "list" and chat["references"] == ["3 1"] and chat["text"] == "sort"
