@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtx.decode.settings import Settings
-from tests.decode.test_loop import decode
+from tests.decode.test_decode_loop import decode
 
 STEPS, BEAMS = 14, 4
 
