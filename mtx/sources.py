@@ -72,6 +72,11 @@ class Mixtures:
     """What a stage may name: train, heldout, and the parts of a mixture."""
     return tuple(self._names)
 
+  @property
+  def opened(self) -> tuple[CachedMixture, ...]:
+    """What was asked for so far."""
+    return tuple(self._open.values())
+
   def has(self, name: str) -> bool:
     """Whether `name` can be opened."""
     return self._names.get(name, name) in self._known()

@@ -1,12 +1,15 @@
 """Every task of the evaluation mixtures: generate, score, one row a task and metric."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import gin
 
 from mtx.adapters.poly import new_router
+from mtx.adapters.routes import routing
 from mtx.data.cache import CachedTask, Example
 from mtx.eval.generate import Generator
 from mtx.tasks.metrics import scores
@@ -37,6 +40,9 @@ class Evaluation:
     limit = self.sample if quick else self.examples
     if step == 0 and not self.before:
       return []
+    weights = routing(carried.params, carried.model.axes)
+    if weights is not None:
+      session.reporter.routes(stage, step, carried.tasks, weights)
     rows: list[Row] = []
     for name in self.mixtures if limit else ():
       mixture = session.mixture(name)
@@ -57,7 +63,8 @@ class Evaluation:
       }
       predictions = None if quick else session.folder(stage) / f"predictions-{name}-{step}.jsonl"
       generator = self.generator(session, model)
-      rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions)
+      samples = partial(session.reporter.samples, stage, step, name)
+      rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples)
     return rows
 
   def generator(self, session: Session, model: Carried) -> Generator:
@@ -95,13 +102,15 @@ def score_tasks(
   limit: int,
   common: Row,
   predictions_file: Path | None,
+  samples: Callable[[list[Row]], None] = lambda lines: None,
 ) -> list[Row]:
   """Generates for all tasks in one go (batches mix tasks) and scores each task by its own metrics.
 
   Args:
     task_ids: router row of each task.
     common: fields that every row gets.
-    predictions_file: JSON lines, one an example: id, prediction, references and the score of every metric.
+    predictions_file: JSON lines, one an example: id, inputs, prediction, references and the score of every metric.
+    samples: called with those lines, as dicts.
   """
   chosen = [scored_examples(t, limit) for t in tasks]
   flat = [e for examples in chosen for e in examples]
@@ -117,9 +126,13 @@ def score_tasks(
       row = {"task": task.name, "category": task.category, "metric": metric, "value": value, "count": len(values)}
       rows.append({**common, **row})
     for i, (example, output) in enumerate(zip(examples, outputs, strict=True)):
-      line = {"task": task.name, "id": example["id"], "prediction": output, "references": example["references"]}
-      lines.append(json.dumps({**line, **{m: v[i] for m, v in by_metric.items()}}, ensure_ascii=False))
+      line = {"task": task.name, "id": example["id"], "inputs": example["text"], "prediction": output}
+      lines.append({**line, "references": example["references"], **{m: v[i] for m, v in by_metric.items()}})
   if predictions_file is not None:
     predictions_file.parent.mkdir(parents=True, exist_ok=True)
-    predictions_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary = predictions_file.with_name(f".{predictions_file.name}.new")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, predictions_file)
+  samples(lines)
   return rows

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from mtx.analysis.gradients import METRIC
 from mtx.report.table import Line, Spread, metric_name, split_name, tabulate
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -68,7 +69,7 @@ def learning_curves(metrics: Iterable[Mapping[str, Any]], *, stages: Sequence[st
   """
   metrics = list(metrics)
   stages = list(dict.fromkeys(m["stage"] for m in metrics)) if stages is None else list(stages)
-  scores = {stage: _score_names(metrics, stage) for stage in stages}
+  scores = {stage: score_names(metrics, stage) for stage in stages}
   rows = 2 if any(scores.values()) else 1
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(max(3.6 * len(stages), 4.2), 1.2 + 2.0 * rows))
@@ -94,11 +95,11 @@ def series(
 def _losses(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str) -> None:
   steps, values = series(metrics, stage, "loss")
   if len(values):
-    smooth = _smooth(values)
+    mean = smooth(values)
     thin = slice(None, None, -(-len(values) // MOST_POINTS))
-    if smooth is not values:
+    if mean is not values:
       axis.plot(steps[thin], values[thin], color=COLOURS[0], alpha=0.25, linewidth=0.8)
-    axis.plot(steps[thin], smooth[thin], color=COLOURS[0], linewidth=1.6, label="train")
+    axis.plot(steps[thin], mean[thin], color=COLOURS[0], linewidth=1.6, label="train")
   names = dict.fromkeys(k for m in metrics if m["stage"] == stage for k in m if _is_loss(k))
   for colour, name in zip(COLOURS[1:], names, strict=False):
     where = name.removeprefix("eval/").removesuffix("loss").strip("/")
@@ -109,7 +110,7 @@ def _losses(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str) -> Non
   if any(np.isfinite(y).any() for y in shown):
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper right")
-  _grid(axis)
+  grid(axis)
 
 
 def _scores(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str, names: Sequence[str]) -> None:
@@ -124,11 +125,13 @@ def _scores(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str, names:
   else:
     axis.set_yticks([])
     axis.text(0.5, 0.5, "not evaluated while training", transform=axis.transAxes, ha="center", color=MUTED)
-  _grid(axis)
+  grid(axis)
 
 
-def _score_names(metrics: Sequence[Mapping[str, Any]], stage: str) -> list[str]:
+def score_names(metrics: Sequence[Mapping[str, Any]], stage: str) -> list[str]:
+  """Evaluation scores that were logged in a stage, as many as have colours; cosines are no scores."""
   names = dict.fromkeys(k for m in metrics if m["stage"] == stage for k in m if k.startswith("eval/"))
+  names = {name: None for name in names if name.rsplit("/", 1)[-1] != METRIC}
   return [name for name in names if not _is_loss(name)][: len(COLOURS)]
 
 
@@ -136,7 +139,7 @@ def _is_loss(name: str) -> bool:
   return name.startswith("eval/") and name.rsplit("/", 1)[-1] == "loss"
 
 
-def _smooth(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+def smooth(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
   """Mean of a window of a thirtieth of the curve, centred so that it does not lag; short ones stay."""
   if len(values) < 40:
     return values
@@ -144,7 +147,8 @@ def _smooth(values: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
   return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
-def _grid(axis: Axes) -> None:
+def grid(axis: Axes) -> None:
+  """Lines across only, and few whole steps below."""
   axis.grid(axis="y")
   axis.spines["left"].set_visible(False)
   axis.set_xlim(left=0)
@@ -199,7 +203,7 @@ def routing_heat_map(
       axis.spines[:].set_visible(False)
     axes[0].set_ylim(len(tasks), 0)
     if legible:
-      axes[0].set_yticks(np.arange(len(tasks)) + 0.5, [_short(name) for name in names], color=INK, fontsize=8)
+      axes[0].set_yticks(np.arange(len(tasks)) + 0.5, [short(name) for name in names], color=INK, fontsize=8)
     else:
       axes[0].set_yticks([])
     for start, stop in zip(starts, [*starts[1:], len(tasks)], strict=True):
@@ -261,7 +265,7 @@ def exact_match_bars(
   heights = [len(lines) * max(0.2, 0.085 * len(s.methods) + 0.08) for lines, s in zip(shown, tables, strict=True)]
   columns = list(dict.fromkeys(method for scores in tables for method in scores.methods))
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(5.4, sum(heights) + 0.9 * max(len(tables), 1)))
+    figure = Figure(figsize=(4.6, sum(heights) + 0.9 * max(len(tables), 1)))
     if not tables:
       return figure
     axes = figure.subplots(len(tables), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -275,7 +279,7 @@ def exact_match_bars(
         whiskers = [cell.spread or np.nan if cell else np.nan for cell in cells]
         axis.barh(y, means, thick * 0.9, color=colour, label=method)
         axis.errorbar(means, y, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.8)
-      axis.set_yticks(range(len(lines)), [_short(line.name) for line in lines], color=INK, fontsize=8)
+      axis.set_yticks(range(len(lines)), [short(line.name) for line in lines], color=INK, fontsize=8)
       axis.get_yticklabels()[-1].set_fontweight("bold")
       axis.set_ylim(len(lines) - 0.5, -0.5)
       axis.set_xlim(0, 100)
@@ -284,7 +288,7 @@ def exact_match_bars(
       axis.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=max(1, min(len(scores.methods), 270 // (5 * max(map(len, scores.methods)) + 20))),
+        ncols=max(1, min(len(scores.methods), 230 // (5 * max(map(len, scores.methods)) + 20))),
         handlelength=1,
         borderaxespad=0.1,
         columnspacing=1.2,
@@ -334,7 +338,7 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
   return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
   """Both ends of a long name; the middle says least."""
   half = LONGEST_NAME // 2
   return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half + 1 :]}"

@@ -1,13 +1,15 @@
-"""What a run leaves on disk: metrics.jsonl with TensorBoard events beside it, and results.json."""
+"""What a run leaves on disk: metrics.jsonl with TensorBoard events beside it, results.json, and its last routes."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
@@ -16,6 +18,9 @@ from mtx.errors import UserError
 
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+ROUTING = "routing.json"
+MOST_SAMPLES = 12  # of one evaluation
+LONGEST_SAMPLE = 600  # characters of a text
 RESERVED = ("stage", "step", "time")
 RESULT_KEY = ("stage", "method", "task", "split", "metric", "seed")
 # JSON has no NaN and no infinities; these are the spellings of the protocol buffers' JSON mapping.
@@ -27,7 +32,8 @@ class RunLog:
 
   `run_dir/metrics.jsonl` is the record: every line is on its way to the disk when `scalars` returns, so a
   killed process loses none. The events in `run_dir/events/<stage>` are a view of it; TensorBoard's writer
-  buffers them, so `resume` writes them anew from the lines.
+  buffers them, so `resume` writes them anew from the lines. What evaluations add (routes, samples) is rare: it lies
+  in `run_dir/events/<stage>-evaluation`, is flushed at once, and stays.
 
   In a run of several processes only the first makes one.
 
@@ -42,6 +48,7 @@ class RunLog:
     self.stage = stage
     self._file: Any = None
     self._writer: Any = None
+    self._seldom: Any = None
 
   def resume(self, step: int) -> None:
     """Forgets what this stage logged after `step`: the run goes on from a checkpoint of that step.
@@ -60,6 +67,8 @@ class RunLog:
     if self.path.exists():
       replace(self.path, "".join(_line(m) for m in kept))
     self._open(purge_step=0)
+    if self.events.with_name(f"{self.stage}-evaluation").exists():
+      self._evaluation(purge_step=step + 1)
     for metrics in kept:
       if metrics["stage"] == self.stage:
         self._add_events(metrics)
@@ -84,13 +93,50 @@ class RunLog:
     self._file.flush()
     self._add_events(metrics)
 
+  def routes(self, step: int, tasks: Sequence[str], weights: Float[np.ndarray, "task split skill"]) -> None:
+    """Logs routing weights: histograms for TensorBoard, one a split, and `run_dir/<stage>/routing.json`, the last ones.
+
+    Args:
+      step: optimizer steps done in this stage.
+      tasks: names of the rows.
+    """
+    writer = self._evaluation()
+    for split in range(weights.shape[1]):
+      writer.add_histogram(f"routes/split_{split}", weights[:, split].ravel(), step)
+    writer.flush()
+    path = self.path.parent / self.stage / ROUTING
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = np.round(weights.astype(float), 5).tolist()
+    replace(path, json.dumps({"step": int(step), "tasks": list(tasks), "weights": rounded}) + "\n")
+
+  def samples(self, step: int, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Logs some predictions as a table of text, the first of every task in turn.
+
+    Args:
+      step: optimizer steps done in this stage.
+      name: of what was evaluated.
+      lines: of a predictions file: `task`, `inputs`, `references`, `prediction`.
+    """
+    tasks: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+      tasks.setdefault(line["task"], []).append(line)
+    turns = (of[i] for i in range(max(map(len, tasks.values()), default=0)) for of in tasks.values() if i < len(of))
+    rows = ["| task | input | reference | prediction |", "|---|---|---|---|"]
+    for line, _ in zip(turns, range(MOST_SAMPLES), strict=False):
+      texts = (line["task"], line.get("inputs", ""), " / ".join(line["references"]), line["prediction"])
+      rows.append("| " + " | ".join(map(_cell, texts)) + " |")
+    writer = self._evaluation()
+    writer.add_text(f"samples/{name}", "\n".join(rows), step)
+    writer.flush()
+
   def close(self) -> None:
     """Writes out what TensorBoard's writer still holds. The log can be used again."""
     if self._file is not None:
       self._file.close()
-    if self._writer is not None:
-      self._writer.close()
-    self._file = self._writer = None
+    for writer in (self._writer, self._seldom):
+      if writer is not None:
+        writer.close()
+    self._file = self._writer = self._seldom = None
 
   def __enter__(self) -> "RunLog":
     return self
@@ -104,20 +150,33 @@ class RunLog:
       # A killed process left half a line; to append to it would lose the next one too.
       replace(self.path, "".join(map(_line, _read_lines(self.path))))
     self._file = self.path.open("a", encoding="utf-8")
-    # File names have whole seconds, and TensorBoard reads them in order of name: a restart within one second
-    # would overwrite its predecessor. A short queue would make `scalars` wait for the disk.
-    self._writer = SummaryWriter(
-      str(self.events),
-      purge_step=purge_step,
-      max_queue=10_000,
-      flush_secs=30,
-      filename_suffix=f".{time.time_ns()}",
-    )
+    self._writer = _writer(self.events, purge_step)
+
+  def _evaluation(self, purge_step: int | None = None) -> SummaryWriter:
+    if self._seldom is None:
+      self._seldom = _writer(self.events.with_name(f"{self.stage}-evaluation"), purge_step)
+    return self._seldom
 
   def _add_events(self, metrics: Mapping[str, Any]) -> None:
     # One event a step, not one a scalar: the checksum and the queue are what costs.
     values = [v for k, x in metrics.items() if k not in RESERVED for v in scalar(k, x).value]
     self._writer.file_writer.add_summary(Summary(value=values), metrics["step"], metrics["time"])
+
+
+def _writer(folder: Path, purge_step: int | None) -> SummaryWriter:
+  # File names have whole seconds, and TensorBoard reads them in order of name: a restart within one second
+  # would overwrite its predecessor. A short queue would make `scalars` wait for the disk.
+  return SummaryWriter(
+    str(folder), purge_step=purge_step, max_queue=10_000, flush_secs=30, filename_suffix=f".{time.time_ns()}"
+  )
+
+
+def _cell(text: str) -> str:
+  """A text as a cell of a Markdown table: marks that would end it, or make it HTML, as they are read."""
+  short = text if len(text) <= LONGEST_SAMPLE else text[:LONGEST_SAMPLE] + "…"
+  for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "&#96;"), ("*", "&#42;"), ("_", "&#95;")):
+    short = short.replace(mark, shown)
+  return "<br>".join(short.splitlines()) or " "
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict]:

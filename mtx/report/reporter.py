@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
 from mtx.report.log import RunLog, read_results, write_results
 from mtx.report.progress import Progress
+from mtx.report.record import memory_record, read_record, write_record
 from mtx.report.table import ParameterGroup, trainable_table
 
 
@@ -16,20 +20,33 @@ class Reporter:
   def __init__(self, run_dir: Path, console: Console | None = None):
     self.run_dir = run_dir
     self.console = console or Console(highlight=False)
-    self.trainables: dict[str, tuple[list[ParameterGroup], int]] = {}
+    self._logs: dict[str, RunLog] = {}
 
   def progress(self, stage: str, total: int, start: int) -> Progress:
     return Progress(stage, total, start, console=self.console)
 
   def log(self, stage: str) -> RunLog:
-    return RunLog(self.run_dir, stage)
+    """The one log of a stage: the stage writes numbers to it, evaluations routes and samples."""
+    return self._logs.setdefault(stage, RunLog(self.run_dir, stage))
+
+  def routes(self, stage: str, step: int, tasks: Sequence[str], weights: Float[np.ndarray, "task split skill"]) -> None:
+    self.log(stage).routes(step, tasks, weights)
+
+  def samples(self, stage: str, step: int, name: str, lines: Sequence[dict]) -> None:
+    self.log(stage).samples(step, name, lines)
+
+  def record(self, **fields: Any) -> None:
+    """Sets fields of run.json, with the most memory used so far."""
+    memory = memory_record(read_record(self.run_dir).get("memory", {}))
+    write_record(self.run_dir, **fields, memory=memory)
 
   def note(self, text: str) -> None:
     self.console.print(text, markup=False, soft_wrap=True)
 
   def trainable(self, stage: str, groups: Sequence[tuple[str, int, float]], frozen: int) -> None:
     members = [ParameterGroup(*g) for g in groups]
-    self.trainables[stage] = (members, frozen)
+    known = read_record(self.run_dir).get("trainable", {})
+    self.record(trainable=known | {stage: {"groups": [list(g) for g in members], "frozen": frozen}})
     self.console.print(trainable_table(members, frozen, title=f"{stage}: trainable parameters"))
 
   def rows(self, rows: Sequence[dict]) -> None:

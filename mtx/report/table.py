@@ -48,8 +48,8 @@ class Line:
 
   @property
   def best(self) -> float:
-    """Highest mean among several cells as printed; NaN where there is nothing to compare."""
-    means = [round(cell.mean, 1) for cell in self.cells if cell]
+    """Highest mean among several cells as printed; NaN where there is nothing to compare or all are equal."""
+    means = {round(cell.mean, 1) for cell in self.cells if cell}
     return max(means) if len(means) > 1 else float("nan")
 
 

@@ -3,20 +3,21 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import jax
 from flax import nnx, traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from mtx.models.build import Model
 from mtx.parallel.rules import parameter_shardings
 
 Params = dict[str, Array]
+M = TypeVar("M", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class Blueprint(Generic[M]):
   """A model before it has arrays.
 
   Attributes:
@@ -29,9 +30,9 @@ class Blueprint:
   graphdef: nnx.GraphDef
   shapes: dict[str, jax.ShapeDtypeStruct]
   axes: dict[str, tuple[str | None, ...]]
-  make: Callable[[nnx.Rngs], Model]
+  make: Callable[[nnx.Rngs], M]
 
-  def merge(self, params: Mapping[str, Array]) -> Model:
+  def merge(self, params: Mapping[str, Array]) -> M:
     """The module over `params`; call it inside jit."""
     return nnx.merge(self.graphdef, traverse_util.unflatten_dict(dict(params), sep="/"))
 
@@ -55,7 +56,7 @@ class Blueprint:
     return jax.jit(make, out_shardings=wanted)(key)
 
 
-def blueprint(make: Callable[[nnx.Rngs], Model]) -> Blueprint:
+def blueprint(make: Callable[[nnx.Rngs], M]) -> Blueprint[M]:
   """Traces `make(rngs)` without allocating anything."""
   model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -72,7 +73,7 @@ def _path(parts: tuple) -> str:
   return "/".join(map(str, parts))
 
 
-def _flat(model: Model) -> Params:
+def _flat(model: nnx.Module) -> Params:
   return {_path(p): v[...] for p, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtx.eval.evaluate import Evaluation, score_tasks
+from mtx.eval.evaluate import Evaluation, score_tasks, scored_examples
 from mtx.tasks.metrics import METRICS
 from mtx.training.session import rerouted
 
@@ -36,6 +36,7 @@ def test_rows_are_metrics_of_predictions(generator, carried, half_right, tmp_pat
   rows = score_tasks(generator, carried.params, [one, two], [2, 0], 6, COMMON, file)
   written = lines(file)
   assert [w["id"] for w in written] == [f"{t}-{i}" for t in ("sort", "copy") for i in range(6)]
+  assert [w["inputs"] for w in written] == [e["text"] for task in (one, two) for e in scored_examples(task, 6)]
   assert [w["prediction"] for w in written] == said_one[:6] + said_two[:6]
   assert [(r["task"], r["metric"]) for r in rows] == [(t, m) for t in ("sort", "copy") for m in one.metrics]
   for row in rows:
@@ -74,7 +75,7 @@ def test_unknown_tasks_mix_all_skills(carried, session_of, task_of, predict, tmp
     assert [w["prediction"] for w in written if w["task"] == task.name] == predict(task, 0, uniform)
   assert {(r["method"], r["split"], r["count"]) for r in rows} == {("zero-shot", "heldout", 8)}
   quick = evaluation(session, carried, "quick", 8, True)
-  assert {r["count"] for r in quick} == {3} and not (tmp_path / "quick").exists()
+  assert {r["count"] for r in quick} == {3} and not list(tmp_path.glob("quick/predictions-*"))
   evaluation.sample = 0
   assert evaluation(session, carried, "quick", 8, True) == []
 

@@ -86,6 +86,59 @@ def test_lines_and_events_agree(tmp_path):
   }
 
 
+def events_of(run_dir, folder):
+  """Tags of what is there, in the order in which it was written: (step, tag) -> value, purges done."""
+  shown = {}
+  for path in sorted((Path(run_dir) / "events" / folder).iterdir()):
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      (length,) = struct.unpack("<Q", data[at : at + 8])
+      event = Event.FromString(data[at + 12 : at + 12 + length])
+      at += 16 + length
+      if event.session_log.status == SessionLog.START:
+        shown = {key: value for key, value in shown.items() if key[0] < event.step}
+      shown |= {(event.step, value.tag): value for value in event.summary.value}
+  return shown
+
+
+LINE = {"task": "sort", "inputs": "a|b\n<b>", "references": ["x", "y"], "prediction": "_z_", "f1": 3.0}
+
+
+def test_routes_and_samples_are_shown_and_outlive_a_restart(tmp_path):
+  weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(3, 2))
+  log = RunLog(tmp_path, "route")
+  log.routes(0, list("abc"), weights)
+  log.resume(0)
+  log.scalars(1, {"loss": 1.0})
+  for step in (10, 20):
+    log.routes(step, list("abc"), weights / step)
+    log.samples(step, "heldout", [LINE, LINE | {"task": "copy", "prediction": ""}])
+  # Not closed: a killed process would leave it so.
+  shown = events_of(tmp_path, "route-evaluation")
+  assert {tag for _, tag in shown} == {"routes/split_0", "routes/split_1", "samples/heldout/text_summary"}
+  histogram = shown[20, "routes/split_1"].histo
+  assert histogram.num == 12 and histogram.sum == pytest.approx(weights[:, 1].sum() / 20)
+  text = shown[10, "samples/heldout/text_summary"].tensor.string_val[0].decode().splitlines()
+  assert text[2] == "| sort | a&#124;b<br>&lt;b> | x / y | &#95;z&#95; |"
+  assert text[3].startswith("| copy |") and len(text) == 4
+  saved = json.loads((tmp_path / "route" / "routing.json").read_text())
+  assert (saved["step"], saved["tasks"]) == (20, ["a", "b", "c"])
+  np.testing.assert_allclose(saved["weights"], weights / 20, atol=1e-5)
+  with RunLog(tmp_path, "route") as again:
+    again.resume(10)
+  assert {step for step, _ in events_of(tmp_path, "route-evaluation")} == {0, 10}
+  assert event_scalars(tmp_path, "route") == line_scalars(tmp_path, "route")
+
+
+def test_samples_take_every_task_in_turn(tmp_path):
+  lines = [LINE | {"task": f"t{task}", "prediction": str(i)} for task in range(5) for i in range(9)]
+  with RunLog(tmp_path, "route") as log:
+    log.samples(1, "train", lines)
+  (value,) = events_of(tmp_path, "route-evaluation").values()
+  rows = [line.split(" | ") for line in value.tensor.string_val[0].decode().splitlines()[2:]]
+  assert len(rows) == 12 and [row[0] for row in rows[:6]] == ["| t0", "| t1", "| t2", "| t3", "| t4", "| t0"]
+
+
 def test_a_killed_process_loses_no_line_and_its_events_come_back(tmp_path):
   program = (
     "import sys, time\nfrom mtx.report.log import RunLog\nlog = RunLog(sys.argv[1], 'mhr')\n"

@@ -1,17 +1,22 @@
 """One page holds all of a run and needs nothing else."""
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from mtx.analysis.gradients import METRIC, remember
+from mtx.errors import UserError
+from mtx.report.log import read_results, write_results
 from mtx.report.page import write_page
-from mtx.report.table import ParameterGroup, tabulate
+from mtx.report.record import write_record
+from mtx.report.runs import open_runs
+from mtx.report.table import tabulate
 
-CATEGORIES = {f"{c}_{i}": c for c in ("lists", "strings") for i in range(4)}
-VOID = {"meta", "br", "hr", "link", "img"}
+VOID = {"meta", "br", "hr", "link", "img", "input"}
 
 
 class Balance(HTMLParser):
@@ -29,119 +34,142 @@ class Balance(HTMLParser):
     assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
 
-def result_rows(categories=CATEGORIES):
-  generator = np.random.default_rng(0)
-  return [
-    dict(stage="fewshot", method=method, task=task, category=category, split="heldout", metric="exact_match")
-    | dict(value=float(generator.uniform(0, 100)), count=64, step=100, seed=seed)
-    for task, category in categories.items()
-    for method in ("zero-shot", "MHR")
-    for seed in range(3)
-  ]
-
-
-def metric_lines():
-  return [
-    {
-      "stage": stage,
-      "step": step,
-      "time": start + step,
-      "loss": 3 / step,
-      "tokens_per_second": 18_400.0,
-      "mfu": 0.3,
-    }
-    for stage, start in (("pretrain", 0.0), ("mhr", 500.0))
-    for step in range(1, 101)
-  ]
-
-
-def write(run_dir, **changes):
-  weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(len(CATEGORIES), 2))
-  given = dict(
-    title="Quickstart",
-    rows=result_rows(),
-    metrics=metric_lines(),
-    routing={"weights": weights, "tasks": list(CATEGORIES), "categories": CATEGORIES},
-    config_text="feed.batch = 32\nadapter.pattern = '<.*>/(q|v)'",
-    environment={"jax": "0.10.2", "devices": ["cpu:0", "cpu:1"]},
-    trainable={"mhr": ([ParameterGroup("adapter/.*", 12_345, 1e-3)], 678_901)},
-  )
-  path = write_page(run_dir, **given | changes)
-  page = path.read_text()
+def page_of(*folders):
+  """The page, and the notes on what it lacks."""
+  path, notes = write_page(open_runs(folders), folders[0].parent / "page.html")
+  page = path.read_text().replace("<wbr>", "")
   balance = Balance()
   balance.feed(page)
   assert balance.open == []
   ids = re.findall(r'\bid="([^"]+)"', page)
   assert len(ids) == len(set(ids))
-  return page
+  linked = re.findall(r'<a href="#([^"]+)"', page)
+  assert linked and set(linked) <= set(ids)
+  return page, notes
 
 
 def text_of(page):
-  return html.unescape(re.sub(r"<[^>]+>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
+  bare = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+  return html.unescape(re.sub(r"<[^>]+>", "", bare))
 
 
-def test_the_page_holds_every_task_and_value(tmp_path):
-  page = write(tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-  lines = dict(re.findall(r"<tr class=\"(?:task|category|overall)\"><td>(.*?)</td>(.*?)</tr>", page, re.DOTALL))
-  (scores,) = tabulate(result_rows())
+@pytest.fixture(scope="module")
+def run(make_run, tmp_path_factory):
+  folder = make_run(tmp_path_factory.mktemp("one") / "quickstart")
+  write_results(folder, [row | {"seed": 1, "value": row["value"] / 2} for row in read_results(folder)])
+  remember(folder / "route" / "gradients.jsonl", 20, list("abc"), np.eye(3))
+  remember(folder / "route" / "gradients.jsonl", 40, list("abc"), np.full((3, 3), 0.25))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def page(run):
+  return page_of(run)[0]
+
+
+def test_the_page_holds_every_task_and_value(run, page):
+  lines = dict(re.findall(r"<tr class=\"(?:task|category|overall)\"[^>]*><td>(.*?)</td>(.*?)</tr>", page, re.DOTALL))
+  (scores,) = tabulate(read_results(run))
+  assert len(scores.lines) == 9
   for line in scores.lines:
     shown = text_of(lines[line.name])
     assert all(f"{cell.mean:.1f} ±{cell.spread:.1f}" in shown for cell in line.cells)
-  for part in (
-    "pretrain",
-    "mhr",
-    "0.10.2",
-    "cpu:0, cpu:1",
-    "12,345",
-    "678,901",
-    "adapter/.*",
-    "'<.*>/(q|v)'",
-    "1:39",
-  ):
-    assert part in text_of(page)
-  for task in CATEGORIES:
-    assert text_of(page).count(task) == 3  # table, bars, routing
 
 
-def test_the_page_fetches_nothing(tmp_path):
-  page = write(tmp_path)
+def test_the_page_says_what_was_run(page):
+  text = text_of(page)
+  for part in ("pretrain", "route", "0.10.2", "8 x cpu", "12,345", "678,901", "adapter/.*", "'<.*>/(q|v)'", "0123abcd",
+               "2 files changed", "feedbeef", "f05", "3.00GB", "data 8", "1 - cosine of routes"):  # fmt: skip
+    assert part in text, part
+  assert "step 40: mean 0.250 over all pairs" in text
+
+
+def test_the_page_fetches_nothing(page):
   assert re.findall(r"https?:", page) == []
   targets = re.findall(r'(?:src|href)\s*=\s*["\']?([^"\' >]+)', page)
   assert targets and all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
   assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
-  assert not re.search(r"<(script|link|iframe|img|object|embed)\b|@import", page)
+  assert not re.search(r"<(link|iframe|img|object|embed)\b|<script [^>]*src|@import|fetch\(|XMLHttpRequest", page)
+  assert "default-src 'none'" in page
 
 
-def test_more_tasks_than_one_reads_are_folded_away_but_there(tmp_path):
+def test_more_tasks_than_one_reads_are_folded_away_but_there(make_run, tmp_path):
   categories = {f"task{i:03}": f"category{i % 5}" for i in range(80)}
-  page = write(tmp_path, rows=result_rows(categories), routing=None)
+  page, _ = page_of(make_run(tmp_path / "many", categories=categories, items=2, routed=False))
   folded = page[page.index("<summary>All 80 tasks") :]
   assert all(f"<td>{task}</td>" in folded for task in categories)
   assert not any(f"<td>{task}</td>" in page[: -len(folded)] for task in categories)
 
 
-@pytest.mark.parametrize("absent", [("rows",), ("metrics",), ("rows", "metrics")])
-def test_a_run_cut_short_still_has_a_page(tmp_path, absent):
-  page = write(tmp_path, routing=None, trainable=None, **{name: [] for name in absent})
-  assert "Quickstart" in page and "feed.batch = 32" in page
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+  folder = tmp_path / "young"
+  write_record(folder, finished=False, stages=[{"name": "pretrain", "steps": 9}], versions={"jax": "0.10.2"})
+  page, notes = page_of(folder)
+  assert notes == ["young has not finished: pretrain has not begun"]
+  assert notes[0] in text_of(page) and "0.10.2" in page
 
 
-def test_names_are_text_never_markup(tmp_path):
-  name = "<script>alert(1)</script>"
-  page = write(
-    tmp_path,
-    title=name,
-    rows=result_rows({name: name}),
-    config_text=name,
-    environment={name: name},
-    routing=None,
-  )
-  assert "<script" not in page and name in text_of(page)
+def test_half_a_run_shows_what_there_is(make_run, tmp_path):
+  page, notes = page_of(make_run(tmp_path / "half", finished=False))
+  said = ["half has not finished: route is at step 40 of 100", "half has not finished: fewshot has not begun"]
+  assert notes == said
+  text = text_of(page)
+  assert all(line in text for line in said)
+  assert "1 - cosine of routes" in text and "learning curves of route" in page
+  assert 'id="scores"' not in page and 'id="examples"' not in page
 
 
-def test_the_best_method_of_several_is_called_that(tmp_path):
-  text = text_of(write(tmp_path))
-  (scores,) = tabulate(result_rows())
-  best = max(range(2), key=lambda i: scores.overall.cells[i].mean)
-  assert f"{scores.methods[best]}, best of 2" in text
+def test_names_and_answers_are_text_never_markup(make_run, tmp_path):
+  name = "<script>alert(1)<"
+  folder = make_run(tmp_path / name, categories={name: name, "b": name}, gin=name)
+  file = folder / "route" / "predictions-heldout-100.jsonl"
+  lines = [json.loads(line) | {"inputs": name, "prediction": name} for line in file.read_text().splitlines()]
+  file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  page, _ = page_of(folder)
+  assert page.count("<script") == 1 and name in text_of(page)
+
+
+def test_the_best_method_of_several_is_called_that(run, page):
+  (scores,) = tabulate(read_results(run))
+  best = max(range(3), key=lambda i: scores.overall.cells[i].mean)
+  assert f"{scores.methods[best]}, best of 3" in text_of(page)
+
+
+def test_cosines_are_not_percentages(make_run, tmp_path):
+  folder = make_run(tmp_path / "run")
+  (row, *_) = read_results(folder)
+  write_results(folder, [row | {"metric": METRIC, "value": 0.5, "split": "train"}])
+  assert "gradient cosine" not in text_of(page_of(folder)[0])
+
+
+def test_wrong_answers_stand_before_right_ones_and_every_task_has_its_turn(page):
+  articles = re.findall(r"<article([^>]*)>\n<header><b>(.*?)</b>", page)
+  wrong = ["data-wrong" in attributes for attributes, _ in articles]
+  assert wrong == sorted(wrong, reverse=True) and True in wrong and False in wrong
+  first = [task for _, task in articles[:6]]
+  assert len(set(first)) == 6
+  text = text_of(page[page.index("<article") :])
+  assert "Question" in text and "reference" in text and "answer" in text and "mistake" in text
+
+
+def test_several_runs_stand_side_by_side(make_run, tmp_path):
+  a = make_run(tmp_path / "a-0", gin="MHR.rank = 4\nfeed.batch = 32\n")
+  b = make_run(tmp_path / "b-0", gin="MHR.rank = 8\nfeed.batch = 32\n", skill=(0.2, 0.5, 1.0))
+  page, notes = page_of(a, b)
+  assert notes == []
+  text = text_of(page)
+  assert "MHR.rank" in text and "b-0\n− a-0" in text
+  differing = page[page.index("Gin bindings that differ") :]
+  assert "feed.batch" not in differing[: differing.index("</table>")]
+
+
+def test_runs_on_unequal_items_are_refused_by_name(make_run, tmp_path):
+  a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", items=21)
+  with pytest.raises(UserError, match=r"lists_0/lists_0/test/20") as error:
+    page_of(a, b)
+  assert "arm `a`" in error.value.text and "arm `b`" in error.value.text
+
+
+def test_a_run_without_an_evaluation_is_said_to_lack_it(make_run, tmp_path):
+  _, notes = page_of(make_run(tmp_path / "a"), make_run(tmp_path / "b", finished=False))
+  assert "held-out tasks, MHR: nothing to compare in b" in notes

@@ -1,0 +1,151 @@
+"""Predictions files: one JSON object a line and item, with what was asked, answered and scored."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mtx.analysis.gradients import METRIC
+from mtx.errors import UserError
+
+Item = tuple[str, str]  # task, id
+OF_MIXTURE = re.compile(r"predictions-(?P<mixture>.+)-(?P<step>\d+)\.jsonl")
+TEXTS = ("task", "id", "prediction")
+
+
+@dataclass(frozen=True)
+class Answer:
+  """Attributes:
+  inputs: None where the file does not have them.
+  scores: metric -> score in [0, 100], in the order of the file: the first is the task's main one.
+  """
+
+  prediction: str
+  references: tuple[str, ...]
+  inputs: str | None
+  scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+  """One method's predictions for one set of items.
+
+  Attributes:
+    stage, step: of the model.
+    split: "train", "heldout", or the name of another mixture.
+    method: as in result rows.
+    files: read when `answers` is asked for.
+    only: tasks to which it is restricted; None: all.
+  """
+
+  stage: str
+  step: int
+  split: str
+  method: str
+  files: tuple[Path, ...]
+  only: frozenset[str] | None = None
+
+  @cached_property
+  def answers(self) -> dict[Item, Answer]:
+    """Raises UserError where a file is damaged."""
+    found: dict[Item, Answer] = {}
+    for file in self.files:
+      found |= read_predictions(file)
+    return {item: answer for item, answer in found.items() if self.only is None or item[0] in self.only}
+
+  @property
+  def tasks(self) -> frozenset[str]:
+    return frozenset(task for task, _ in self.answers)
+
+  def scores(self, metric: str) -> dict[Item, float]:
+    """Of those items that have this metric."""
+    return {item: answer.scores[metric] for item, answer in self.answers.items() if metric in answer.scores}
+
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """In order of appearance."""
+    return tuple(dict.fromkeys(metric for answer in self.answers.values() for metric in answer.scores))
+
+
+def read_predictions(path: Path) -> dict[Item, Answer]:
+  """The items of a predictions file, in its order.
+
+  Raises:
+    UserError: a line that is not such an object, or an item that is there twice; names the line.
+  """
+  answers: dict[Item, Answer] = {}
+  hint = "delete the file and evaluate again, or restore it"
+  try:
+    lines = path.read_bytes().split(b"\n")
+  except OSError as error:
+    raise UserError(f"{path} can not be read: {error.strerror}.") from error
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    place = f"{path}:{number}"
+    try:
+      fields = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+      raise UserError(f"{place} is not JSON: {error}", hint=hint) from error
+    item, answer = _answer(fields, place, hint)
+    if item in answers:
+      raise UserError(f"{place}: item {'/'.join(item)} is there a second time.", hint=hint)
+    answers[item] = answer
+  return answers
+
+
+def _answer(fields: Any, place: str, hint: str) -> tuple[Item, Answer]:
+  if not isinstance(fields, dict):
+    raise UserError(f"{place} is no JSON object.", hint=hint)
+  for name in TEXTS:
+    if not isinstance(fields.get(name), str):
+      what = f"{name!r} is {fields[name]!r}, not text" if name in fields else f"there is no {name!r}"
+      raise UserError(f"{place} is no prediction: {what}.", hint=hint)
+  references, inputs = fields.get("references"), fields.get("inputs")
+  if not isinstance(references, list) or not all(isinstance(each, str) for each in references):
+    raise UserError(f"{place} is no prediction: 'references' is no list of texts.", hint=hint)
+  rest = {name: value for name, value in fields.items() if name not in (*TEXTS, "references", "inputs")}
+  scores = {name: float(v) for name, v in rest.items() if isinstance(v, (int, float))}
+  answer = Answer(fields["prediction"], tuple(references), inputs if isinstance(inputs, str) else None, scores)
+  return (fields["task"], fields["id"]), answer
+
+
+def find_evaluated(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluated]:
+  """What a run has predicted: of every stage and mixture the last evaluation, and every few-shot method.
+
+  Args:
+    rows: result rows of the run; they say which method a stage's evaluation was.
+  """
+  rows = [row for row in rows if row["metric"] != METRIC]  # what was measured, not answered
+  found: list[Evaluated] = []
+  last: dict[tuple[str, str], tuple[int, Path]] = {}
+  for path in sorted(run_dir.glob("*/predictions-*-*.jsonl")):
+    if match := OF_MIXTURE.fullmatch(path.name):
+      key, step = (path.parent.name, match["mixture"]), int(match["step"])
+      last[key] = max(last.get(key, (-1, path)), (step, path))
+  for (stage, mixture), (step, path) in last.items():
+    found.append(Evaluated(stage, step, mixture, _method(rows, stage, mixture, step), (path,)))
+  adapted: dict[tuple[str, str], list[Path]] = {}
+  for path in sorted(run_dir.glob("*/*/*.jsonl")):
+    adapted.setdefault((path.parent.parent.name, path.parent.name), []).append(path)
+  for (stage, method), files in adapted.items():
+    mine = [row for row in rows if row["stage"] == stage and row["method"] == method]
+    split = str(mine[-1]["split"]) if mine else "heldout"
+    found.append(Evaluated(stage, int(mine[-1]["step"]) if mine else 0, split, method, tuple(files)))
+  return _as_rows(found, rows)
+
+
+def _method(rows: Iterable[Mapping[str, Any]], stage: str, mixture: str, step: int) -> str:
+  split = "train" if mixture == "train" else "heldout"
+  mine = [r["method"] for r in rows if (r["stage"], r["split"], r["step"]) == (stage, split, step)]
+  return str(mine[-1]) if mine else "trained" if mixture == "train" else "zero-shot"
+
+
+def _as_rows(found: list[Evaluated], rows: Sequence[Mapping[str, Any]]) -> list[Evaluated]:
+  """In the order of result rows."""
+  order = list(dict.fromkeys((row["stage"], row["method"]) for row in rows))
+  rank = lambda each: order.index(key) if (key := (each.stage, each.method)) in order else len(order)
+  return sorted(found, key=rank)
