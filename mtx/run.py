@@ -9,25 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import jax
 
-from mtx import datatool, decodetool, ginfile, modeltool, startmodel
-from mtx.adapters.routes import routing
-from mtx.check import check, versions
+from mtx import datatool, decodetool, ginfile, modeltool, reporttool, reproduce, startmodel, sweep
+from mtx.check import check
 from mtx.errors import UserError
 from mtx.eval.evaluate import Evaluation
 from mtx.parallel.mesh import make_mesh
-from mtx.report.log import read_metrics, read_results
-from mtx.report.page import write_page
 from mtx.report.reporter import Reporter
-from mtx.report.table import result_table
 from mtx.sources import Mixtures, cached_mixture, cached_registered, nothing_built
 from mtx.training.loop import Preempted
 from mtx.training.session import Session
 
 CONFIGURABLES = (
-  "adapters.lora", "adapters.poly", "adapters.site", "eval.fewshot", "merge.average", "training.rates",
-  "training.stage",
+  "adapters.lora", "adapters.poly", "adapters.site", "analysis.gradients", "eval.fewshot", "eval.modular_teacher",
+  "eval.recipe", "merge.average", "tasks.chosen", "training.rates", "training.stage",
 )  # fmt: skip
 # In mtx/tasks: what a gin file may bind.
 PROVIDERS = (
@@ -111,14 +106,15 @@ def train(
     gin=ginfile.operative,
     start=found,
   )
+  reporttool.begin(session, stages, open_mixture.opened)
   carried = None
   for stage in stages:
     carried = stage.run(session, carried)
-    (folder / "operative.gin").write_text(ginfile.operative(), encoding="utf-8")
-  page = report(session, carried)
+    reporttool.went_on(session, open_mixture.opened)
   if keep_model:
     _keep(session, carried, stages, found)
-  return page
+  reporttool.went_on(session, open_mixture.opened, finished=True)
+  return reporttool.finish(session, reporter.console)
 
 
 def _keep(session: Session, carried: Any, stages: Sequence[Any], found: Any) -> None:
@@ -134,33 +130,6 @@ def _padded(size: int, multiple: int = 128) -> int:
   return -(-size // multiple) * multiple
 
 
-def report(session, carried) -> Path:
-  """Prints the final table and writes the HTML page."""
-  rows = read_results(session.run_dir)
-  weights = routing(carried.params, carried.model.axes)
-  routes = None
-  if weights is not None:
-    tasks = session.mixture("train").tasks
-    routes = {"weights": weights, "tasks": list(carried.tasks), "categories": {t.name: t.category for t in tasks}}
-  page = write_page(
-    session.run_dir,
-    session.run_dir.name,
-    rows,
-    read_metrics(session.run_dir),
-    routes,
-    ginfile.operative(),
-    {
-      **versions(),
-      "devices": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-      "mesh": str(dict(session.mesh.shape)),
-    },
-    trainable=session.reporter.trainables,
-  )
-  session.reporter.console.print(result_table(rows))
-  session.reporter.note(f"report: {page}")
-  return page
-
-
 def parser() -> argparse.ArgumentParser:
   top = argparse.ArgumentParser(prog="mtx", description="Multitask fine-tuning: one gin file, one model, every task.")
   commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -173,6 +142,9 @@ def parser() -> argparse.ArgumentParser:
   datatool.add_commands(commands)
   modeltool.add_commands(commands)
   decodetool.add_commands(commands)
+  reproduce.add_commands(commands)
+  sweep.add_commands(commands)
+  reporttool.add_commands(commands)
   return top
 
 
@@ -200,10 +172,15 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
     raise UserError(f"argument {others[0]!r} is not known.", hint="bindings are written --gin.NAME=VALUE")
   if arguments.command == "check":
     return check()
-  if arguments.command in ("cache", *modeltool.COMMANDS) and bindings:
+  if arguments.command in ("cache", *modeltool.COMMANDS, *reporttool.COMMANDS) and bindings:
     raise UserError(f"argument '--gin.{bindings[0]}' is not known.", hint=f"`mtx {arguments.command}` reads no gin")
   if arguments.command in modeltool.COMMANDS:
     return modeltool.run(arguments)
+  if arguments.command in ("reproduce", "sweep"):
+    register()
+    return (reproduce if arguments.command == "reproduce" else sweep).run(arguments, bindings)
+  if arguments.command in reporttool.COMMANDS:
+    return reporttool.run(arguments)
   if arguments.command in ("data", "cache", "decode"):
     if bindings or getattr(arguments, "gin_file", None):
       register()
