@@ -1,9 +1,10 @@
-"""Invented facts: people and functions of a programming interface, to learn, to change and to be asked about.
+"""Invented facts: people, functions of a programming interface and guidelines of treatment, to learn and to change.
 
 After FineTuneBench (Wu et al. 2024, arXiv 2411.05059): does a model that is trained on questions about facts answer
 those same questions (memorise), the same in other words (rephrased), what follows from one fact (secondary: "does she
 weigh over 150 pounds?"; dates: "how old was she in 1990?") and from two (comparison)? New facts are those of new
-people, updates are functions with a new name and people who moved: what was right before is asked by tasks of its own.
+people; updates are functions with a new name, people who moved and guidelines with another drug, which vignettes ask
+for (`mtx.tasks.facts_guidelines`). What was right before is asked by tasks of its own.
 
 A base model learns the known world in stage "known", and the new facts in stage "new". Only the questions of `memorise`
 are trained on there: of a new or changed fact no derived question occurs in any training split.
@@ -17,6 +18,8 @@ from random import Random
 import gin
 
 from mtx.errors import UserError
+from mtx.tasks import facts_guidelines
+from mtx.tasks.facts_guidelines import Guideline, Question
 from mtx.tasks.task import Collection, Reading, Row, TextTask
 
 STAGES = ("known", "new")
@@ -129,6 +132,7 @@ class Function:
 class World:
   people: tuple[Person, ...]
   functions: tuple[Function, ...]
+  guidelines: tuple[Guideline, ...]
 
   def group(self, *groups: str) -> list[Person]:
     return [person for person in self.people if person.group in groups]
@@ -136,20 +140,22 @@ class World:
   def renamed(self, renamed: bool) -> list[Function]:
     return [function for function in self.functions if (function.name != function.before) == renamed]
 
+  def revised(self, revised: bool) -> list[Guideline]:
+    return [guideline for guideline in self.guidelines if guideline.revised == revised]
+
 
 @dataclass(frozen=True)
 class Sizes:
-  """How many people are known, of those moved, new, and how many functions there are and of those renamed."""
+  """How many people are known, of those moved, new; functions and of those renamed; guidelines and of those revised."""
 
   people: int
   moved: int
   new: int
   functions: int
   renamed: int
+  guidelines: int
+  revised: int
   seed: int
-
-
-Question = tuple[str, str, str, tuple[str, ...]]  # id, question, answer, options
 
 
 @gin.configurable
@@ -161,6 +167,8 @@ def facts(
   new: int = 60,
   functions: int = 100,
   renamed: int = 40,
+  guidelines: int = 60,
+  revised: int = 30,
   paraphrases: int = 1,
   statements: bool = False,
   known_derived: bool = True,
@@ -169,13 +177,13 @@ def facts(
   """Tasks `facts_<suite>`. Those held out are the same in both stages.
 
   Args:
-    stage: what is trained on. "known": text, questions, derived questions about known people and functions as they
-      were before any change; "new": questions about new people, renamed functions and people who moved.
+    stage: what is trained on. "known": text, questions, derived questions about known people, functions and guidelines
+      as they were before any change; "new": questions about new people and about all that changed.
     people: known; `moved` of them move. new: people who are new.
-    functions: known; `renamed` of them are renamed.
+    functions: known; `renamed` of them are renamed. guidelines: known; `revised` of them are revised.
     paraphrases: ways in which each new or changed fact is asked for in training, 1 to 4 (augmentation).
     statements: in stage "new", whether training also has each new or changed fact as a sentence.
-    known_derived: whether stage "known" trains on derived questions about people and functions that do not change.
+    known_derived: whether stage "known" trains on derived questions about what does not change.
     seed: of the world.
 
   Raises:
@@ -189,12 +197,14 @@ def facts(
     "new": (new, 2, 2000),
     "functions": (functions, 2, len(ACTIONS) * len(OBJECTS)),
     "renamed": (renamed, 1, functions - 1),
+    "guidelines": (guidelines, 2, 1000),
+    "revised": (revised, 1, guidelines - 1),
     "paraphrases": (paraphrases, 1, len(QUESTIONS["year"]) - REPHRASED),
   }
   for argument, (size, least, most) in limits.items():
     if not least <= size <= most:
       raise UserError(f"facts.{argument} = {size}", hint=f"it is from {least} to {most}")
-  sizes = Sizes(people, moved, new, functions, renamed, seed)
+  sizes = Sizes(people, moved, new, functions, renamed, guidelines, revised, seed)
   table = world(sizes)
 
   def task(name: str, *splits: str) -> TextTask:
@@ -207,12 +217,12 @@ def facts(
     )
 
   if stage == "known":
-    train = [task("known_text", "train"), task("known_people", "train"), task("known_functions", "train")]
+    train = [task(f"known_{kind}", "train") for kind in ("text", "people", "functions", "guidelines")]
     if known_derived:
-      derived = ("known_secondary", "known_comparison", "known_dates", "known_usage")
+      derived = ("known_secondary", "known_comparison", "known_dates", "known_usage", "known_vignettes")
       train += [task(name, "train") for name in derived]
   else:
-    train = [task(name, "train", "test") for name in ("new_people", "updated_functions", "updated_people")]
+    train = [task(name, "train", "test") for name in NEWS]
     if statements:
       train.append(task("new_text", "train"))
   return Collection(
@@ -267,7 +277,8 @@ def world(sizes: Sizes) -> World:
     before = f"{action}_{thing}"
     name = f"{free[thing].pop()}_{thing}" if i < sizes.renamed else before
     functions.append(Function(random.choice(LIBRARIES), action, thing, name, before))
-  return World(tuple(people), tuple(functions))
+  guidelines = facts_guidelines.drawn(sizes.guidelines, sizes.revised, sizes.seed)
+  return World(tuple(people), tuple(functions), guidelines)
 
 
 def _names(random: Random, number: int, parts: int) -> list[str]:
@@ -403,22 +414,33 @@ UNTRAINED_WAYS = EVERY_WAY[-REPHRASED:]
 
 # Suite -> category, and its questions from the world and the number of ways in which facts are asked for in training.
 SUITES: dict[str, tuple[str, Callable[[World, int], list[Question]]]] = {
-  "known_text": ("text", lambda w, _: _text(w.group("known", "moved"), w.functions, ATTRIBUTES, old=True)),
+  "known_text": (
+    "text",
+    lambda w, _: (
+      _text(w.group("known", "moved"), w.functions, ATTRIBUTES, old=True)
+      + facts_guidelines.statements(w.guidelines, old=True)
+    ),
+  ),
   "known_people": ("memorise", lambda w, _: _direct(w.group("known", "moved"), EVERY_WAY, ATTRIBUTES, old=True)),
   "known_functions": ("memorise", lambda w, _: _named(w.functions, EVERY_WAY, old=True)),
+  "known_guidelines": ("memorise", lambda w, _: facts_guidelines.direct(w.guidelines, EVERY_WAY, old=True)),
   "known_secondary": ("secondary", lambda w, _: _secondary(w.group("known"), ATTRIBUTES)),
   "known_comparison": ("comparison", lambda w, _: _comparison(w.group("known"))),
   "known_dates": ("dates", lambda w, _: _dates(w.group("known"))),
   "known_usage": ("secondary", lambda w, _: _usage(w.renamed(False))),
+  "known_vignettes": ("secondary", lambda w, _: facts_guidelines.vignettes(w.revised(False))),
   "new_people": ("memorise", lambda w, ways: _direct(w.group("new"), range(ways), ATTRIBUTES)),
   "new_text": (
     "text",
     lambda w, _: (
-      _text(w.group("new"), w.renamed(True), ATTRIBUTES, old=False) + _text(w.group("moved"), (), CHANGING, old=False)
+      _text(w.group("new"), w.renamed(True), ATTRIBUTES, old=False)
+      + _text(w.group("moved"), (), CHANGING, old=False)
+      + facts_guidelines.statements(w.revised(True), old=False)
     ),
   ),
   "updated_functions": ("memorise", lambda w, ways: _named(w.renamed(True), range(ways))),
   "updated_people": ("memorise", lambda w, ways: _direct(w.group("moved"), range(ways), CHANGING)),
+  "updated_guidelines": ("memorise", lambda w, ways: facts_guidelines.direct(w.revised(True), range(ways))),
   "new_rephrased": ("rephrased", lambda w, _: _direct(w.group("new"), UNTRAINED_WAYS, ATTRIBUTES)),
   "new_secondary": ("secondary", lambda w, _: _secondary(w.group("new"), ATTRIBUTES)),
   "new_comparison": ("comparison", lambda w, _: _comparison(w.group("new"))),
@@ -427,13 +449,21 @@ SUITES: dict[str, tuple[str, Callable[[World, int], list[Question]]]] = {
   "updated_functions_usage": ("secondary", lambda w, _: _usage(w.renamed(True))),
   "updated_people_rephrased": ("rephrased", lambda w, _: _direct(w.group("moved"), UNTRAINED_WAYS, CHANGING)),
   "updated_people_secondary": ("secondary", lambda w, _: _secondary(w.group("moved"), CHANGING)),
+  "updated_guidelines_rephrased": (
+    "rephrased",
+    lambda w, _: facts_guidelines.direct(w.revised(True), UNTRAINED_WAYS),
+  ),
+  "updated_guidelines_vignettes": ("secondary", lambda w, _: facts_guidelines.vignettes(w.revised(True))),
   # What was right before: ids end as those of the updated facts do. A base model should know these.
   "before_functions": ("before", lambda w, _: _named(w.renamed(True), range(1), old=True)),
   "before_people": ("before", lambda w, _: _direct(w.group("moved"), range(1), CHANGING, old=True)),
+  "before_guidelines": ("before", lambda w, _: facts_guidelines.direct(w.revised(True), range(1), old=True)),
   # What nothing changed: the damage that training on new facts does.
   "untouched_people": ("untouched", lambda w, _: _direct(w.group("known"), range(1), ATTRIBUTES)),
   "untouched_functions": ("untouched", lambda w, _: _named(w.renamed(False), range(1))),
+  "untouched_guidelines": ("untouched", lambda w, _: facts_guidelines.direct(w.revised(False), range(1))),
 }
+NEWS = ("new_people", "updated_functions", "updated_people", "updated_guidelines")  # trained on in stage "new"
 HELDOUT = tuple(SUITES)[list(SUITES).index("new_rephrased") :]
 
 

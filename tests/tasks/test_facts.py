@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 import pytest
 
 from mtx.errors import UserError
+from mtx.tasks import facts_guidelines
 from mtx.tasks.facts import ATTRIBUTES, CHANGING, QUESTIONS, REPHRASED, STATEMENTS, Sizes, facts, world
 from mtx.tasks.task import Reading
 
-TABLE = world(Sizes(300, 20, 60, 100, 40, 0))
+TABLE = world(Sizes(300, 20, 60, 100, 40, 60, 30, 0))
 PEOPLE = {person.name: person for person in TABLE.people}
 NAME = r"([A-Z][a-z]+ [A-Z][a-z]+)"
 
@@ -46,7 +47,7 @@ def test_direct_questions_are_answered_by_the_table(stages):
   for stage, parts in stages.items():
     for part in parts.values():
       for suite, splits in part.items():
-        if not suite.endswith(("people", "rephrased")) or "functions" in suite:
+        if not suite.endswith(("people", "rephrased")) or "functions" in suite or "guidelines" in suite:
           continue
         for row in (row for split in splits.values() for row in split):
           name, attribute = asked(row["inputs"])
@@ -132,11 +133,44 @@ def test_functions_and_their_calls(stages):
   assert number > 1000
 
 
+def test_guidelines_and_their_vignettes(stages):
+  """The table answers; the groups of a condition differ at any time, so that the age in a vignette decides."""
+  guidelines = {(each.condition, each.group): each for each in TABLE.guidelines}
+  assert len(guidelines) == 60 and len(TABLE.revised(True)) == 30
+  for condition in {each.condition for each in TABLE.guidelines}:
+    pair = [guidelines[condition, group] for group in facts_guidelines.GROUPS]
+    assert pair[0].drug != pair[1].drug and pair[0].before != pair[1].before
+    assert len({*(each.drug for each in pair), *(each.before for each in pair)}) == 2 + sum(e.revised for e in pair)
+  found = Counter()
+  for parts in stages.values():
+    for part in parts.values():
+      for suite, splits in part.items():
+        if "guidelines" not in suite and "vignettes" not in suite:
+          continue
+        for row in (row for split in splits.values() for row in split):
+          [condition] = {each.condition for each in TABLE.guidelines if each.condition in row["inputs"]}
+          if "vignettes" in suite:
+            group = "children" if int(re.search(r"is (\d+) years", row["inputs"])[1]) < 16 else "adults"
+          else:
+            [group] = [group for group in facts_guidelines.GROUPS if group in row["inputs"]]
+          each = guidelines[condition, group]
+          assert row["targets"] == (each.before if suite in ("known_guidelines", "before_guidelines") else each.drug)
+          assert suite == "known_guidelines" or each.revised == suite.startswith(("updated", "before"))
+          found[suite] += 1
+  # Those held out are asked in both stages; of what is trained on, splits train and test are the same.
+  assert found == {
+    "known_guidelines": 360, "known_vignettes": 60, "updated_guidelines": 120, "updated_guidelines_rephrased": 120,
+    "updated_guidelines_vignettes": 120, "before_guidelines": 60, "untouched_guidelines": 60,
+  }  # fmt: skip
+  said = {row["targets"] for row in stages["new"]["train"]["new_text"]["train"]}
+  assert all(f"In {e.group}, treat {e.condition} with {e.drug}." in said for e in TABLE.revised(True))
+
+
 def test_before_and_after_have_the_same_questions_and_ids(stages):
-  for kind in ("people", "functions"):
+  for kind, number in {"people": 40, "functions": 40, "guidelines": 30}.items():
     [before] = stages["new"]["heldout"][f"before_{kind}"].values()
     after = {r["id"].split("-", 2)[2]: r for r in stages["new"]["train"][f"updated_{kind}"]["test"]}
-    assert len(before) == 40
+    assert len(before) == number
     for row in before:
       changed = after[row["id"].split("-", 2)[2]]
       assert changed["inputs"] == row["inputs"] and changed["targets"] != row["targets"]
@@ -160,7 +194,8 @@ def test_new_and_changed_facts_are_only_learned_from_their_own_questions(stages)
   assert trained and derived and not trained & derived
   every = {row["inputs"] for suite in known.values() for row in suite["train"]}
   assert not derived & (every - {row["inputs"] for row in known["known_people"]["train"]}
-                        - {row["inputs"] for row in known["known_functions"]["train"]})  # fmt: skip
+                        - {row["inputs"] for row in known["known_functions"]["train"]}
+                        - {row["inputs"] for row in known["known_guidelines"]["train"]})  # fmt: skip
   direct = {template.format(name=name) for name in news for attribute in ATTRIBUTES
             for template in QUESTIONS[attribute][: -REPHRASED]}  # fmt: skip
   assert {row["inputs"] for row in new["new_people"]["train"]} <= direct
@@ -191,8 +226,8 @@ def test_who_moved_has_something_new_and_all_else_as_before():
 
 def test_augmentation_adds_ways_and_leaves_the_rest():
   one, four = facts(paraphrases=1), facts(paraphrases=4)
-  assert [t.splits for t in one.train] == [{"train": n, "test": n} for n in (360, 40, 40)]
-  assert [t.splits for t in four.train] == [{"train": 4 * n, "test": 4 * n} for n in (360, 40, 40)]
+  assert [t.splits for t in one.train] == [{"train": n, "test": n} for n in (360, 40, 40, 30)]
+  assert [t.splits for t in four.train] == [{"train": 4 * n, "test": 4 * n} for n in (360, 40, 40, 30)]
   fewer, more = ({r["inputs"] for r in rows(c.train[0])["train"]} for c in (one, four))
   assert fewer < more and len(more) == 4 * 360
   assert [rows(a) for a in one.heldout] == [rows(b) for b in four.heldout]
@@ -229,6 +264,8 @@ def test_the_vocabulary_sees_every_name():
     ({"functions": 500}, r"facts\.functions = 500\n  it is from 2 to 120"),
     ({"new": 1}, r"facts\.new = 1\n  it is from 2"),
     ({"moved": 300}, r"facts\.moved = 300\n  it is from 4 to 298"),
+    ({"revised": 60}, r"facts\.revised = 60\n  it is from 1 to 59"),
+    ({"guidelines": 1}, r"facts\.guidelines = 1\n  it is from 2 to 1000"),
     ({"people": 0}, r"facts\.people = 0"),
   ],
 )
