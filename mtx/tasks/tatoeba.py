@@ -13,7 +13,7 @@ import gin
 import langcodes
 
 from mtx.errors import UserError
-from mtx.tasks.files import DataFile, chosen, folder, plain_or_packed
+from mtx.tasks.files import DataFile, chosen, folder, lacks, plain_or_packed
 from mtx.tasks.task import Collection, Reading, Row, TextTask, share
 
 CITATION = "Tatoeba contributors (CC BY 2.0 FR), selected by Artetxe & Schwenk 2019, github.com/facebookresearch/LASER"
@@ -48,7 +48,7 @@ def tatoeba(
     return TextTask(
       name=f"tatoeba_{code}_{ENGLISH}" if into_english else f"tatoeba_{ENGLISH}_{code}",
       category="Translation",
-      rows=functools.partial(_rows, file=file, code=code, into_english=into_english, ask=ask),
+      rows=functools.partial(_rows, file=file, code=code, first=code == codes[0], into_english=into_english, ask=ask),
       splits={split: len(pairs[code][split]) for split in SPLITS},
       metrics=("chrf", "bleu"),
       language=written.to_tag(),
@@ -68,29 +68,41 @@ def _language(file: DataFile, code: str) -> langcodes.Language:
   return langcodes.Language.get(langcodes.standardize_tag(code, macro=True))
 
 
-def _rows(split: str, reading: Reading, *, file: DataFile, code: str, into_english: bool, ask: str) -> Iterator[Row]:
+def _rows(
+  split: str, reading: Reading, *, file: DataFile, code: str, first: bool, into_english: bool, ask: str
+) -> Iterator[Row]:
+  """Pairs of one language. Bad lines count for their own language, those that do not tell it for the first."""
   pairs, bad = _pairs(file, file.fingerprint())
-  for place, reason in bad:
-    reading.skip(place, reason)
+  for language, place, reason in bad:
+    if language == code or (first and language not in pairs):
+      reading.skip(place, reason)
   for text, english in pairs[code][split]:
     source, target = (text, english) if into_english else (english, text)
     yield {"inputs": ask + source, "targets": target}
 
 
+Pairs = dict[str, dict[str, list[tuple[str, str]]]]
+
+
 @functools.lru_cache(maxsize=1)
-def _pairs(file: DataFile, content: str) -> tuple[dict[str, dict[str, list[tuple[str, str]]]], list[tuple[str, str]]]:
-  """Language -> split -> (text, English), and (place, reason) of bad lines.
+def _pairs(file: DataFile, content: str) -> tuple[Pairs, list[tuple[str, str, str]]]:
+  """Language -> split -> (text, English), and (language, place, reason) of bad lines; a language "" is not known.
 
   Kept for the next task: all of them are in one file. `content`, its hash, is there to notice another one.
   """
-  pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
+  pairs: Pairs = {}
+  bad: list[tuple[str, str, str]] = []
   reading = Reading(budget=sys.maxsize)
-  for place, line in file.jsonl(FIELDS, reading):
-    code, text, english = (line[field].strip() for field in FIELDS)
+  for place, line in file.jsonl({}, reading):
+    code = line["lang"].strip() if isinstance(line.get("lang"), str) else ""
+    if reason := lacks(line, FIELDS):
+      bad.append((code, place, reason))
+      continue
+    text, english = line["text"].strip(), line["eng"].strip()
     if not (text and english):
-      reading.skip(place, f"field {'eng' if text else 'text'!r} is empty")
+      bad.append((code, place, f"field {'eng' if text else 'text'!r} is empty"))
       continue
     position = share(english.casefold())
     split = "test" if position < 0.1 else "validation" if position < 0.15 else "train"
     pairs.setdefault(code, {split: [] for split in SPLITS})[split].append((text, english))
-  return pairs, reading.bad
+  return pairs, [*(("", *each) for each in reading.bad), *bad]

@@ -85,6 +85,19 @@ def test_bad_lines_are_named_or_skipped(tmp_path):
     rows(task)
 
 
+def test_a_bad_line_counts_for_its_language_alone(tmp_path):
+  path = write(tmp_path, ("fra", "a", "b"), ("fra", "c"), ("deu", "e", "f"))
+  with (tmp_path / "tatoeba_test.jsonl").open("a") as file:
+    file.write('{"lang"\n{"lang": 3, "text": "a", "eng": "b"}\n{"lang": "ita", "text": ""}\n')
+  counted = {}
+  for task in tatoeba(path).train:
+    reading = Reading(budget=9)
+    rows(task, "train", reading=reading)
+    counted[task.name] = [place.rpartition(":")[2] for place, _ in reading.bad]
+  lost = ["4", "2", "5", "6"]  # its own, and those of no language that there is
+  assert counted == {"tatoeba_fra_eng": lost, "tatoeba_eng_fra": lost, "tatoeba_deu_eng": [], "tatoeba_eng_deu": []}
+
+
 def test_what_is_missing_is_named(tmp_path):
   with pytest.raises(UserError, match=r"tatoeba\.path is '.*': it holds no tatoeba_test\.jsonl\*"):
     tatoeba(str(tmp_path))
