@@ -12,9 +12,10 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from mtx.errors import UserError, did_you_mean
 from mtx.tasks.task import Reading
@@ -24,7 +25,7 @@ BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class DataFile:
-  """A file that a task reads; `.gz` is decompressed.
+  """A file that a task reads; `.gz` is decompressed. Lines and rows are read as they are asked for.
 
   Bound to a task's `rows`, it brings its content into the cache's fingerprint.
   """
@@ -47,7 +48,8 @@ class DataFile:
     Raises:
       UserError: the file can not be read, or is not UTF-8 (byte, line and column are named).
     """
-    content = self._bytes()
+    with self._opened() as stream:
+      content = stream.read()
     try:
       return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,6 +60,23 @@ class DataFile:
         f"{self.name} is not UTF-8: byte {byte}, line {line}, column {column}",
         hint=f"convert it: iconv -f {'UTF-16' if content.startswith(BYTE_ORDER_MARKS) else 'LATIN1'} -t UTF-8",
       ) from error
+
+  @contextmanager
+  def decoded(self, newline: str = "\n") -> Iterator[TextIO]:
+    """The content as a stream of text. Lines keep their ends.
+
+    Args:
+      newline: "" if lines end with any of \\n, \\r and \\r\\n.
+
+    Raises:
+      UserError: see `text`; what is not UTF-8 is found when it is reached.
+    """
+    with self._opened() as stream:
+      try:
+        yield io.TextIOWrapper(stream, "utf-8-sig", newline=newline)
+      except UnicodeDecodeError:
+        self.text()  # says where
+        raise
 
   def json(self) -> Any:
     """The content of a file that is one JSON value.
@@ -81,16 +100,17 @@ class DataFile:
       reading: decides about bad lines.
       start, stop: only these of the `count()` lines, as in a slice; the others may be bad.
     """
-    numbered = ((number, raw) for number, raw in enumerate(io.BytesIO(self._bytes()), 1) if raw.strip())
-    for number, raw in itertools.islice(numbered, start, stop):
-      place = f"{self.name}:{number}"
-      try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-      except UnicodeDecodeError as error:
-        reading.skip(place, f"not UTF-8 at column {_column(error.object[: error.start])}")
-        continue
-      if line.strip():
-        yield place, line
+    with self._opened() as stream:
+      numbered = ((number, raw) for number, raw in enumerate(stream, 1) if raw.strip())
+      for number, raw in itertools.islice(numbered, start, stop):
+        place = f"{self.name}:{number}"
+        try:
+          line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+          reading.skip(place, f"not UTF-8 at column {_column(error.object[: error.start])}")
+          continue
+        if line.strip():
+          yield place, line
 
   def jsonl(
     self,
@@ -133,36 +153,57 @@ class DataFile:
     Raises:
       UserError: the header lacks a column, or is no CSV.
     """
-    table = csv.reader(io.StringIO(self.text(), newline=""), strict=True)
+    with self.decoded(newline="") as text:
+      table = csv.reader(text, strict=True)
+      header = self._header(table)
+      if missing := [c for c in columns if c not in header]:
+        raise UserError(f"{self.name}:1 has no column {missing[0]!r}", hint=f"columns: {', '.join(header) or 'none'}")
+      while True:
+        place = f"{self.name}:{table.line_num + 1}"
+        try:
+          values = next(table)
+        except StopIteration:
+          return
+        except csv.Error as error:
+          reading.skip(place, f"not CSV: {error}")
+          continue
+        if not values:
+          continue
+        if len(values) != len(header):
+          reading.skip(place, f"{len(values)} columns, the header has {len(header)}")
+          continue
+        yield place, dict(zip(header, values, strict=True))
+
+  def csv_header(self) -> list[str]:
+    """Columns of a CSV file; none of an empty one.
+
+    Raises:
+      UserError: it is no CSV.
+    """
+    with self.decoded(newline="") as text:
+      return self._header(csv.reader(text, strict=True))
+
+  def _header(self, table: Iterator[list[str]]) -> list[str]:
     try:
-      header = next(table, [])
+      return next(table, [])
     except csv.Error as error:
       raise UserError(f"{self.name}:1: not CSV: {error}") from error
-    if missing := [c for c in columns if c not in header]:
-      raise UserError(f"{self.name}:1 has no column {missing[0]!r}", hint=f"columns: {', '.join(header) or 'none'}")
-    while True:
-      place = f"{self.name}:{table.line_num + 1}"
-      try:
-        values = next(table)
-      except StopIteration:
-        return
-      except csv.Error as error:
-        reading.skip(place, f"not CSV: {error}")
-        continue
-      if not values:
-        continue
-      if len(values) != len(header):
-        reading.skip(place, f"{len(values)} columns, the header has {len(header)}")
-        continue
-      yield place, dict(zip(header, values, strict=True))
 
   def count(self) -> int:
     """Lines that are not empty; a quoted CSV field may have several."""
-    return sum(1 for line in io.BytesIO(self._bytes()) if line.strip())
+    with self._opened() as stream:
+      return sum(1 for line in stream if line.strip())
 
-  def _bytes(self) -> bytes:
+  @contextmanager
+  def _opened(self) -> Iterator[BinaryIO]:
+    """The content as a stream of bytes; what goes wrong while it is read is said."""
     try:
-      return gzip.decompress(self.path.read_bytes()) if self.path.suffix == ".gz" else self.path.read_bytes()
+      if self.path.suffix == ".gz":
+        with gzip.open(self.path) as packed, io.BufferedReader(packed, 1 << 16) as stream:
+          yield stream
+      else:
+        with self.path.open("rb") as stream:
+          yield stream
     except FileNotFoundError:
       raise UserError(f"{self.path} is not there") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -1,8 +1,6 @@
 """Records of a data file by its ending, and settings in YAML or JSON whose keys know their lines."""
 
-import csv
 import functools
-import io
 import json
 import re
 import sys
@@ -63,11 +61,7 @@ def _endings(ending: str) -> str:
 def _table(file: DataFile, reading: Reading) -> Iterator[tuple[str, dict[str, str]]]:
   """Rows of a CSV or TSV file."""
   if ending_of(file) == ".csv":
-    try:
-      header = next(csv.reader(io.StringIO(file.text(), newline=""), strict=True), [])
-    except csv.Error as error:
-      raise UserError(f"{file.name}:1: not CSV: {error}") from error
-    rows = file.csv(_columns(file, header), reading)
+    rows = file.csv(_columns(file, file.csv_header()), reading)
   else:
     header = next((line.split("\t") for _, line in file.lines(Reading())), [])
     rows = file.tsv(_columns(file, header), reading)

@@ -35,6 +35,7 @@ by line. Then `mixture.sources = [@own]` and `own.path = 'the/folder'`. The keys
 """
 
 import functools
+import itertools
 import json
 import logging
 import re
@@ -479,20 +480,17 @@ def _examples(files: Sequence[Source], form: Form, reading: Reading) -> Iterator
 
 def _pairs(files: Parallel) -> Iterator[tuple[str, dict[str, str]]]:
   """(place, record with `inputs` and `targets`) of every line."""
-  inputs, targets = (_lines(file) for file in (files.inputs, files.targets))
-  if len(inputs) != len(targets):
-    raise UserError(
-      f"{files.inputs.name} has {len(inputs)} lines and {files.targets.name} {len(targets)}: they are not parallel",
-      hint="line n of one must be the answer to line n of the other",
-    )
-  for number, pair in enumerate(zip(inputs, targets, strict=True), 1):
-    yield f"{files.inputs.name}:{number}", dict(zip(("inputs", "targets"), pair, strict=True))
-
-
-def _lines(file: DataFile) -> list[str]:
-  # Not splitlines(): it also splits at U+2028 and form feeds, which occur inside lines of parallel corpora.
-  lines = file.text().split("\n")
-  return [line.rstrip("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+  with files.inputs.decoded() as inputs, files.targets.decoded() as targets:
+    for number, pair in enumerate(itertools.zip_longest(inputs, targets), 1):
+      if None in pair:
+        shorter, more = number - 1, number + sum(1 for _ in itertools.chain(inputs, targets))
+        counts = (more, shorter) if pair[1] is None else (shorter, more)
+        raise UserError(
+          f"{files.inputs.name} has {counts[0]} lines and {files.targets.name} {counts[1]}: they are not parallel",
+          hint="line n of one must be the answer to line n of the other",
+        )
+      sides = (side.removesuffix("\n").rstrip("\r") for side in pair)
+      yield f"{files.inputs.name}:{number}", dict(zip(("inputs", "targets"), sides, strict=True))
 
 
 def _slug(text: str) -> str:

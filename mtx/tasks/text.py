@@ -16,7 +16,6 @@ draws of each chunk is like as many epochs with fresh noise.
 
 import functools
 import glob
-import io
 import math
 import sys
 from collections import Counter
@@ -173,13 +172,14 @@ def _pages(file: DataFile, page: int) -> Iterator[tuple[str, str]]:
   """(place, lines): whole lines, the fewest that have `page` characters."""
   lines: list[str] = []
   size = first = 0
-  for number, line in enumerate(io.StringIO(file.text()), 1):
-    first = first if lines else number
-    lines.append(line)
-    size += len(line)
-    if size >= page:
-      yield f"{file.name}:{first}", "".join(lines)
-      lines, size = [], 0
+  with file.decoded() as text:
+    for number, line in enumerate(text, 1):
+      first = first if lines else number
+      lines.append(line)
+      size += len(line)
+      if size >= page:
+        yield f"{file.name}:{first}", "".join(lines)
+        lines, size = [], 0
   if lines:
     yield f"{file.name}:{first}", "".join(lines)
 

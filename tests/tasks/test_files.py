@@ -77,6 +77,30 @@ def test_lines_keep_their_numbers(data):
   assert file.count() == 3
 
 
+def test_lines_are_read_as_they_are_asked_for(data):
+  """Not the whole file before: one whose end is missing gives what comes before it."""
+  body = "".join(f'{{"a": "{number}"}}\n' for number in range(50_000))
+  for name, content in (("f.gz", gzip.compress(body.encode())[:-20]), ("f.txt", body.encode() + b"\xff")):
+    file = data(content, name)
+    for rows in (file.lines(Reading()), file.jsonl({"a": str}, Reading()), file.csv(('{"a": "0"}',), Reading())):
+      assert next(rows)[0] in (f"d/{name}:1", f"d/{name}:2")
+  with pytest.raises(UserError, match=r"^d/f\.gz is not a whole gzip file"):
+    list(data(gzip.compress(body.encode())[:-20], "f.gz").lines(Reading()))
+
+
+@pytest.mark.parametrize("name", ["f.txt", "f.txt.gz"])
+def test_a_stream_is_the_text(data, name):
+  text = "ä\r\nb\u2028c\rd\n\ne"
+  file = data(gzip.compress(BOM + text.encode()) if name.endswith("gz") else BOM + text.encode(), name)
+  with file.decoded() as stream:
+    assert list(stream) == ["ä\r\n", "b\u2028c\rd\n", "\n", "e"]
+  with file.decoded(newline="") as stream:
+    assert "".join(stream) == file.text() == text
+  with pytest.raises(UserError, match=r"^d/f\.txt is not UTF-8: byte 8, line 2, column 3"):
+    with data("ää\näb".encode() + b"\xe4").decoded() as stream:
+      list(stream)
+
+
 def test_lines_that_are_not_utf8_are_skipped(data):
   file = data(BOM + "ä".encode() + b"\xff\nb\n" + "öö".encode() + b"\xe4c\n")
   lines, bad = read(file.lines)
