@@ -1,18 +1,13 @@
 """The parts that the building of a cache falls into, for any process: no TensorFlow, no SeqIO."""
 
-import functools
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import sentencepiece
-from jaxtyping import Int32
 
 from mtx.data.cache import Example, digest, write_shard, write_split
 from mtx.data.vocabulary import Vocabulary
@@ -43,7 +38,7 @@ class Job:
 
   def __call__(self) -> "Job":
     v = self.vocabulary
-    reading = Reading(_to_array(v), v.size, v.sentinels, self.bad_rows)
+    reading = Reading(v.encode_array, v.size, v.sentinels, self.bad_rows)
     rows = encoded(self.task, self.split, reading, v.eos_id, self.shard, self.shards, writing=v.writing)
     examples = _with_text(rows, v)
     if self.shards > 1:
@@ -52,16 +47,6 @@ class Job:
       of = {"fingerprint": digest(self.ingredients), "ingredients": self.ingredients}
       write_split(self.folder, examples, **of, left_out=reading.bad)
     return self
-
-
-@functools.lru_cache(maxsize=4)
-def _to_array(vocabulary: Vocabulary) -> Callable[[str], Int32[np.ndarray, "length"]]:
-  """`Vocabulary.encode` that gives arrays, with no list of numbers between where SentencePiece can do so."""
-  if vocabulary.kind == "sentencepiece":
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary.path))
-    if hasattr(pieces, "EncodeAsNumpy"):  # since 0.2.2
-      return functools.partial(pieces.Encode, return_type="numpy")
-  return lambda text: np.array(vocabulary.encode(text), np.int32)
 
 
 def run_here(jobs: list[Job], workers: int | None) -> Iterator[Job]:

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int32
+
 from mtx.errors import UserError
 from mtx.tokens.codec import Bytes
 from mtx.tokens.sentencepieces import SentencePieces, proto
@@ -133,6 +136,10 @@ class DigitPieces:
 
   def encode(self, text: str) -> list[int]:
     return self._pieces.encode(self._hidden(text))
+
+  def array(self, text: str) -> Int32[np.ndarray, "length"]:
+    """`encode` as an array."""
+    return self._pieces.array(self._hidden(text))
 
   def encode_marked(self, text: str) -> list[int]:
     return self._pieces.encode_marked(self._hidden(text))

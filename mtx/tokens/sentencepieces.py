@@ -4,14 +4,17 @@ import functools
 import itertools
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
+from jaxtyping import Int32
 from sentencepiece import sentencepiece_model_pb2
 
 from mtx.errors import UserError
+from mtx.tokens import lines
 from mtx.tokens.special import Special
 
 SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
@@ -65,7 +68,12 @@ class SentencePieces:
     )
 
   def encode(self, text: str) -> list[int]:
-    return self.pieces.encode(text)
+    return self.array(text).tolist()
+
+  @functools.cached_property
+  def array(self) -> Callable[[str], Int32[np.ndarray, "length"]]:
+    """`encode` that gives arrays, perhaps read-only ones."""
+    return lines.encoder(self.pieces, self._model)
 
   def encode_marked(self, text: str) -> list[int]:
     """Only what stands first gets the space that a model puts before text."""
