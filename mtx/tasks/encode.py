@@ -3,7 +3,7 @@
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,15 @@ from mtx.tasks.task import Reading, Row, TextTask
 from mtx.tokens.special import T5, Writing
 
 ROLES = ("user", "assistant")
+INT32 = np.dtype(np.int32)
+
+
+class Frame(NamedTuple):
+  """int32 ids as bytes: what inputs and targets begin with, inputs end with, targets and turns end with."""
+
+  opens: bytes
+  closes: bytes
+  ends: bytes
 
 
 def encoded(
@@ -38,6 +47,8 @@ def encoded(
   Raises:
     UserError: a row that is no row, beyond the budget of `reading`; a chat template that answers can not be found in.
   """
+  ends = _packed((eos_id,))
+  frame = Frame(_packed(() if writing.opens_id is None else (writing.opens_id,)), ends * writing.closes_inputs, ends)
   position = 0
   for row in task.rows(split, reading):
     # Rows of other shards are checked too: all shards must agree on the positions.
@@ -46,7 +57,7 @@ def encoded(
       continue
     if position % shards == shard:
       identity = str(row["id"]) if "id" in row else f"{task.name}-{split}-{position}"
-      yield (_conversation if "turns" in row else _example)(identity, row, reading, eos_id, writing)
+      yield (_conversation if "turns" in row else _example)(identity, row, reading, frame, writing)
     position += 1
 
 
@@ -71,15 +82,13 @@ def _unusable(row: Row) -> str:
   return ""
 
 
-def _example(identity: str, row: Row, reading: Reading, eos_id: int, writing: Writing) -> dict[str, Any]:
+def _example(identity: str, row: Row, reading: Reading, frame: Frame, writing: Writing) -> dict[str, Any]:
   inputs = row["inputs"]
   prompt = asked(inputs, writing) if isinstance(inputs, str) else inputs
-  opens = () if writing.opens_id is None else (writing.opens_id,)
-  closes = (eos_id,) if writing.closes_inputs else ()
   example = {
     "id": identity,
-    "inputs": _framed(prompt, reading, opens, closes) if len(inputs) else np.zeros(0, np.int32),
-    "targets": _framed(row["targets"], reading, opens, (eos_id,)),
+    "inputs": _framed(prompt, reading, frame.opens, frame.closes) if len(inputs) else np.zeros(0, np.int32),
+    "targets": _framed(row["targets"], reading, frame.opens, frame.ends),
     "references": _references(row),
     "text": inputs if isinstance(inputs, str) else "",
   }
@@ -88,7 +97,7 @@ def _example(identity: str, row: Row, reading: Reading, eos_id: int, writing: Wr
   return example
 
 
-def _conversation(identity: str, row: Row, reading: Reading, eos_id: int, writing: Writing) -> dict[str, Any]:
+def _conversation(identity: str, row: Row, reading: Reading, frame: Frame, writing: Writing) -> dict[str, Any]:
   """The first turn is the input; all others are targets, of which the loss counts those of the assistant.
 
   Every turn ends with EOS, so that a model learns to stop where it has answered. A chat template has its own signs.
@@ -99,7 +108,7 @@ def _conversation(identity: str, row: Row, reading: Reading, eos_id: int, writin
     tokens = [np.array(inputs, np.int32), np.array(targets, np.int32)]
     weights = [np.array(counts, np.uint8)]
   else:
-    tokens = [_framed(text, reading, (), (eos_id,)) for _, text in turns]
+    tokens = [_framed(text, reading, b"", frame.ends) for _, text in turns]
     roles = [role for role, _ in turns]
     weights = [np.full(len(t), role == "assistant", np.uint8) for t, role in zip(tokens[1:], roles[1:], strict=True)]
   return {
@@ -118,17 +127,16 @@ def _references(row: Row) -> list[str]:
   return [row["targets"]] if isinstance(row["targets"], str) else []
 
 
-def _framed(
-  value: str | Sequence[int], reading: Reading, before: tuple[int, ...], after: tuple[int, ...]
-) -> np.ndarray:
-  """Token ids between those before and after them."""
+def _framed(value: str | Sequence[int], reading: Reading, before: bytes, after: bytes) -> np.ndarray:
+  """Token ids between those before and after them, which are bytes: np.append takes five times as long."""
   ids = reading.encode(value) if isinstance(value, str) else value
-  if isinstance(ids, np.ndarray) and ids.dtype == np.int32:
-    # np.append takes five times as long.
-    content = struct.pack(f"{len(before)}i", *before) + ids.tobytes() + struct.pack(f"{len(after)}i", *after)
-    return np.frombuffer(content, np.int32)
+  content = ids.tobytes() if isinstance(ids, np.ndarray) and ids.dtype == INT32 else _packed(ids)
+  return np.frombuffer(before + content + after, INT32)
+
+
+def _packed(ids: Sequence[int] | np.ndarray) -> bytes:
   # NumPy takes twice as long to make an array of a list of numbers.
-  return np.frombuffer(struct.pack(f"{len(before) + len(ids) + len(after)}i", *before, *ids, *after), np.int32)
+  return struct.pack(f"{len(ids)}i", *ids)
 
 
 def texts_of(tasks: Sequence[TextTask], most: int = 20_000) -> Iterator[str]:

@@ -39,8 +39,11 @@ class SentencePieces:
     self.size = max([self._count, *(token + 1 for _, token, _ in added)])
     self.sentinels = _sentinels(self.pieces) if self.size == self._count else 0
     self._shown = {token: text for text, token, special in added if not special}
-    control = (i for i in range(self._count) if self.pieces.IsControl(i) or self.pieces.IsUnknown(i))
-    self._marks = {self.pieces.IdToPiece(i): i for i in control} | {text: token for text, token, _ in added}
+    # Asked of the processor, one piece after the other, this would take a second for 256,000 pieces.
+    special = (_Piece.CONTROL, _Piece.UNKNOWN)
+    found = enumerate(proto.ModelProto.FromString(model).pieces)
+    self._marks = {each.piece: i for i, each in found if each.type in special}
+    self._marks |= {text: token for text, token, _ in added}
     self._written = {token: text for text, token in self._marks.items()}
     longest_first = sorted(self._marks, key=len, reverse=True)
     self._mark = re.compile("|".join(map(re.escape, longest_first)))
