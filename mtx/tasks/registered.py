@@ -27,14 +27,15 @@ def registered(
 
   Args:
     module: its import name; the working directory is searched too.
-    train, heldout: names of a Mixture or a single Task.
+    train, heldout: names of a Mixture or a single Task. They share no task, unless they are one and the same: its
+      tasks are then trained on by their split `train` and judged by `test`.
     metrics: names in `mtx.tasks.metrics.METRICS`, used for every task.
     cached: folders in which SeqIO's own Beam job (`seqio.scripts.cache_tasks_main`) left tasks; those are read from
       there, and only what their preprocessors do after SeqIO's cache is done.
 
   Raises:
-    UserError: a module that is not found, a name that is not registered, an unknown metric, mixtures whose
-      tasks have more than one vocabulary.
+    UserError: a module that is not found, a name that is not registered, a task in both mixtures, an unknown metric,
+      mixtures whose tasks have more than one vocabulary.
   """
   for metric in metrics:
     if metric not in METRICS:
@@ -59,6 +60,13 @@ def registered(
       )
   seqio.add_global_cache_dirs(list(cached))
   members = {name: _tasks(name) for name in (train, heldout)}
+  both = sorted({task.name for task in members[train]} & {task.name for task in members[heldout]})
+  if both and train != heldout:
+    raise UserError(
+      f"task {both[0]!r} is listed in registered.train, {train!r}, and in registered.heldout, {heldout!r}, at once"
+      + (f" (and {len(both) - 1} others are)" if len(both) > 1 else ""),
+      hint="a task that is judged on must not be trained on: take it off one of the two mixtures",
+    )
   tasks = {task.name: task for each in members.values() for task in each}
   return Source(
     name=module,

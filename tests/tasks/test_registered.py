@@ -16,15 +16,15 @@ VOCABULARY = seqio.ByteVocabulary(extra_ids=0)
 def rows(split, shuffle_files=False, mark=""):
   return tf.data.Dataset.from_tensor_slices({"inputs": [mark + "a", "b"], "targets": ["c", "d"]})
 
-for name, vocabulary in (("mine_a", VOCABULARY), ("mine_b", VOCABULARY), ("mine_c", seqio.ByteVocabulary(9))):
-  feature = seqio.Feature(vocabulary, add_eos=True)
+for name in ("mine_a", "mine_b", "mine_c", "mine_d"):
+  feature = seqio.Feature(seqio.ByteVocabulary(9) if name == "mine_c" else VOCABULARY, add_eos=True)
   seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(functools.partial(rows, mark=name), splits=["train"]),
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     output_features={"inputs": feature, "targets": feature},
   )
-seqio.MixtureRegistry.add("mine", ["mine_a", "mine_b"], default_rate=1.0)
+seqio.MixtureRegistry.add("mine", ["mine_a", "mine_d"], default_rate=1.0)
 """
 
 
@@ -35,14 +35,14 @@ def module(tmp_path, monkeypatch):
   yield "my_tasks"
   sys.modules.pop("my_tasks", None)
   seqio.MixtureRegistry.remove("mine")
-  for name in ("mine_a", "mine_b", "mine_c"):
+  for name in ("mine_a", "mine_b", "mine_c", "mine_d"):
     seqio.TaskRegistry.remove(name)
 
 
 def test_mixtures_of_a_module_in_the_working_directory(module):
   source = registered(module, "mine", "mine_b", metrics=("rouge_l", "exact_match"))
   assert (source.name, source.train, source.heldout) == ("my_tasks", "mine", "mine_b")
-  assert source.categories == {"mine_a": "mine", "mine_b": "mine_b"}
+  assert source.categories == {"mine_a": "mine", "mine_d": "mine", "mine_b": "mine_b"}
   assert source.metrics["mine_a"] == ("rouge_l", "exact_match")
   assert source.vocabulary == seqio.ByteVocabulary(0)
   assert registered(module, "mine", "mine_b").metrics["mine_b"] == ("exact_match",)
@@ -55,6 +55,11 @@ def test_what_does_not_fit_is_named(module, tmp_path):
     registered(module, "mine", "mine_x")
   with pytest.raises(UserError, match=r"'mine_c' has another vocabulary"):
     registered(module, "mine", "mine_c")
+  with pytest.raises(
+    UserError, match=r"task 'mine_d' is listed in registered\.train, 'mine', and .*, 'mine_d', at once"
+  ):
+    registered(module, "mine", "mine_d")
+  assert registered(module, "mine", "mine").heldout == "mine"  # judged by the tasks' own test splits
   with pytest.raises(UserError, match=r"registered.metrics: 'rouge' is not known\n.*`rouge_l`"):
     registered(module, "mine", "mine", metrics=("rouge",))
   (tmp_path / "broken_tasks.py").write_text("import no_such_package\n")
