@@ -220,8 +220,8 @@ def _text(record: Mapping[str, Any], field: str) -> str:
   if field not in record:
     raise BadRecord(f"no field {field!r} (fields: {', '.join(record)})")
   value = record[field]
-  if value is None:
-    raise BadRecord(f"field {field!r} is null")
+  if value is None or value != value:  # tables write what is missing as NaN
+    raise BadRecord(f"field {field!r} is {'null' if value is None else 'NaN'}")
   if not isinstance(value, (str, int, float)):
     raise BadRecord(f"field {field!r} is {type(value).__name__}, not text or a number: a template can write it")
   return str(value).strip()

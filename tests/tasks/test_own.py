@@ -260,6 +260,7 @@ BAD_ROWS = [
   ('{"title": "a", "text": "b"}', r"reviews\.jsonl:41: no field 'label' \(fields: title, text\)"),
   (b'{"title": "a", "text": "\xe4"}', r"reviews\.jsonl:41: not UTF-8 at column 25"),
   ('{"title": "a", "text": "b", "label": null}', r"reviews\.jsonl:41: field 'label' is null"),
+  ('{"title": "a", "text": "b", "label": NaN}', r"reviews\.jsonl:41: field 'label' is NaN"),
   ('{"title": "a", "text": "b", "label": " "}', r"reviews\.jsonl:41: its target is empty"),
   ('{"title": "a", "text": ["b"], "label": "c"}', r"reviews\.jsonl:41: field 'text' is list, not text or a number"),
   ('{"title": "", "text": "", "label": "c"}', r"reviews\.jsonl:41: its input is empty"),
