@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt64
 
 from mtx.data.cache import CachedMixture, CachedSplit, Example
+from mtx.data.jobs import with_text
 from mtx.data.leaks import COMMON, LEAK, NGRAM, Examples, Leaks, Pair, find_leaks
 from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError, did_you_mean
@@ -195,7 +196,21 @@ class _Source:
 
   @property
   def examples(self) -> Examples:
-    return Examples(self.task, self.split, self.rows)
+    return Examples(self.task, self.split, _Texts(self.rows, self.vocabulary))
+
+
+@dataclass(frozen=True)
+class _Texts:
+  """Examples with their texts, which the cache has not of training examples that came as ids."""
+
+  rows: CachedSplit
+  vocabulary: Vocabulary
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: int) -> Example:
+    return next(with_text([self.rows[index]], self.vocabulary))
 
 
 def _sources(role: str, mixtures: Sequence[CachedMixture], splits: Sequence[str]) -> list[_Source]:

@@ -37,8 +37,9 @@ def digest(ingredients: Any) -> str:
 class CachedSplit:
   """A sequence of examples, each {"inputs": int32[n], "targets": int32[m], "id", "references", "text"}.
 
-  Tokens are as the task's preprocessors left them: not truncated, EOS included. `text` is the input as text. Some tasks
-  add `options` (list of text) and `weights` (uint8[m], 1 where the loss counts a target token).
+  Tokens are as the task's preprocessors left them: not truncated, EOS included. `text` is the input as text; it is
+  empty, as `references` are, of training examples that came as token ids. Some tasks add `options` (list of text) and
+  `weights` (uint8[m], 1 where the loss counts a target token).
   """
 
   def __init__(self, folder: Path):

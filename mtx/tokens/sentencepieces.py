@@ -100,6 +100,8 @@ class SentencePieces:
     return _processor(model.SerializeToString(), self._path)
 
   def decode(self, ids: Sequence[int]) -> str:
+    if not self.sentinels and self.size == self._count:
+      return self.pieces.decode(list(ids))
     text = ""
     for shown, run in itertools.groupby(ids, key=self._shown.__contains__):
       if shown:

@@ -6,7 +6,6 @@ tokenizer.
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -196,8 +195,10 @@ class Vocabulary:
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text up to the first EOS. Special tokens, padding and sentinels are left out, and ids that are none."""
-    going = itertools.takewhile(lambda token: token not in self.eos_ids, map(int, ids))
-    return self._codec.decode([token for token in going if token != self.pad_id and 0 <= token < self._base])
+    tokens: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else list(map(int, ids))
+    end = min((tokens.index(eos) for eos in self.eos_ids if eos in tokens), default=None)
+    pad, base = self.pad_id, self._base
+    return self._codec.decode([token for token in tokens[:end] if token != pad and 0 <= token < base])
 
   def spell(self, token: int) -> bytes | None:
     """UTF-8 of one token, its leading space kept; None if it is no text."""

@@ -136,6 +136,16 @@ def test_leaks_between_mixtures_are_found_and_named(mixture):
   assert found.problems("leaks", leak=0.1) == []
 
 
+def test_leaks_are_found_in_examples_that_came_as_ids(mixture):
+  """Their text is not in the cache."""
+  passage = " ".join(f"word{i}" for i in range(20))
+  ids = lambda text, target: example(text, target, [], id=text[:4]) | {"text": ""}
+  for name, source in (("a", ids(f"read {passage}", "b")), ("c", ids("", f"read {passage}"))):
+    train = mixture("train", **{name: {"train": [ids("some other text", "d"), source]}})
+    found = audit(train, [mixture("heldout", b={"test": [example(passage, "c")]})])
+    assert [(pair.train, pair.overlap.ngrams) for pair in found.leaks.pairs] == [(name, 1)]
+
+
 def test_problems_come_by_check_and_share_and_only_those_that_are_asked(mixture):
   examples = [*sound(5), *sound(5), example("word1", "other", id="x"), example("no answer", "", id="y")]
   worse = [example("same", f"{i}") for i in range(10)]

@@ -52,6 +52,21 @@ def test_ids_are_those_of_the_vocabulary(vocabulary, tmp_path):
     assert split[index]["inputs"].dtype == np.int32 and split[index]["text"] == text
 
 
+def _ids(split, reading):
+  yield {"inputs": list(reading.encode("one")), "targets": list(reading.encode("two"))}
+
+
+def test_what_comes_as_ids_gets_its_text_where_something_is_judged(tmp_path):
+  task = TextTask("ids", "text", _ids, {"train": 1, "test": 1})
+  found = {}
+  for split in task.splits:
+    Job(task, split, 0, 1, Vocabulary("byte"), tmp_path / split, 0)()
+    [example] = CachedSplit(tmp_path / split)
+    found[split] = (example["text"], example["references"])
+    assert Vocabulary("byte").decode(example["inputs"]) == "one"
+  assert found == {"train": ("", []), "test": ("one", ["two"])}
+
+
 def test_a_split_of_one_shard_is_whole_when_its_job_is_done(vocabulary, tmp_path):
   ingredients = {"rows": "these", "format": 3}
   Job(text_task("zoo", bad=(2,), train=9), "train", 0, 1, vocabulary, tmp_path / "s", 1, ingredients)()
