@@ -3,6 +3,10 @@
 Where a line's end is a space to the model, and no piece reaches over a space, the ids of a text are those of its lines.
 One trap remains: unigram models add up scores over the whole text in float32. Where two segmentations of a word are
 equally good, ii·i and i·ii, the rounding of what stands before decides. Texts with such words are encoded whole.
+
+What is left are other words of which two segmentations differ by less than that rounding, 0.0004 nats after a thousand
+tokens: two of 20,566 inputs and targets of Super-NaturalInstructions. Here such a word is split as it would be in a
+short text, as the tokenizers of Hugging Face do, which look at every word alone.
 """
 
 import functools
@@ -21,7 +25,7 @@ _Piece = _proto.ModelProto.SentencePiece
 NORMALIZERS = ("nmt_nfkc", "nmt_nfkc_cf")  # to them a line's end is a space; the others keep it
 SPACE = "▁"
 KEPT = 1 << 11  # lines: those of the tasks at hand, and in each example a new one or two
-TEXT = 8192  # characters; the sum of a longer text is rounded too much
+TEXT = 8192  # characters; sums of longer texts are rounded more
 WORD = 32  # characters; among the segmentations of longer ones there are too many to choose from
 TIE = 0.01  # nats
 # Pieces that can change places without changing the word repeat in it: iii, banana, abcabca.

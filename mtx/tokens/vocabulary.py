@@ -1,7 +1,7 @@
 """The vocabulary of a model or a mixture: text to token ids and back, without SeqIO and TensorFlow.
 
-For T5's layout and for bytes the ids equal those of the SeqIO classes, for a folder of Hugging Face those of its
-tokenizer.
+For T5's layout and for bytes the ids equal those of the SeqIO classes (but for ties, see `mtx.tokens.lines`), for a
+folder of Hugging Face those of its tokenizer.
 """
 
 import functools
