@@ -47,6 +47,7 @@ from mtx.tasks.encode import encoded
 from mtx.tasks.source import Source, seqio, tf
 from mtx.tasks.task import TaskInfo, TextTask
 from mtx.tasks.vocabularies import unwrapped
+from mtx.tokens.vocabulary import fingerprint_of
 
 READ_EXAMPLES = 512  # at a time
 SHARD_EXAMPLES = 50_000  # a larger split is written in several shards, by several workers
@@ -325,14 +326,17 @@ def _vocabulary_key(vocabulary: seqio.Vocabulary) -> str:
   if ours := unwrapped(vocabulary):
     return ours.fingerprint
   file = str(vocabulary.sentencepiece_model_file) if isinstance(vocabulary, seqio.SentencePieceVocabulary) else ""
-  return _content_key(file, type(vocabulary).__name__, vocabulary.extra_ids)
+  return _file_key(file, vocabulary.extra_ids) if file else fingerprint_of(_kind(vocabulary), vocabulary.extra_ids)
+
+
+def _kind(vocabulary: seqio.Vocabulary) -> bytes:
+  return type(vocabulary).__name__.removesuffix("Vocabulary").lower().encode()
 
 
 @functools.cache
-def _content_key(file: str, kind: str, extra_ids: int) -> str:
-  """As `Vocabulary.fingerprint`, for vocabularies that this process may have used before."""
-  content = tf.io.gfile.GFile(file, "rb").read() if file else kind.removesuffix("Vocabulary").lower().encode()
-  return hashlib.blake2b(content + str(extra_ids).encode(), digest_size=16).hexdigest()
+def _file_key(file: str, extra_ids: int) -> str:
+  """Of a SentencePiece model, perhaps in a bucket, that many tasks have."""
+  return fingerprint_of(tf.io.gfile.GFile(file, "rb").read(), extra_ids)
 
 
 @functools.cache

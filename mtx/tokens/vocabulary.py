@@ -175,12 +175,12 @@ class Vocabulary:
   @cached_property
   def fingerprint(self) -> str:
     """Hash of all that decides the ids: the file's bytes, the number of sentinels, special ids, grouping of digits."""
-    content = b"byte" if self.path is None else Path(self.path).read_bytes()
-    content += str(self.extra_ids).encode()
+    content = None if self.path is None else Path(self.path).read_bytes()
     # What lies in the file alone is not told twice, so that fingerprints stay what they were.
-    if self.special or self.grouping or self.kind == "llama2c":
-      content += json.dumps([self.kind, self._entry()], sort_keys=True).encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    more = b""
+    if self.special or self.kind in ("digits", "llama2c"):
+      more = json.dumps([self.kind, self._entry()], sort_keys=True).encode()
+    return fingerprint_of(content, self.extra_ids, more)
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, no EOS."""
@@ -293,6 +293,11 @@ class Vocabulary:
     special = Special.from_json(entry["special"]) if "special" in entry else None
     grouping = Grouping(**entry["grouping"]) if "grouping" in entry else None
     return cls(entry["kind"], path, entry["extra_ids"], special, grouping)
+
+
+def fingerprint_of(content: bytes | None, extra_ids: int, more: bytes = b"") -> str:
+  """Hash of a vocabulary: its file's content (bytes have none), its sentinels, and what the file does not tell."""
+  return hashlib.blake2b((content or b"byte") + str(extra_ids).encode() + more, digest_size=16).hexdigest()
 
 
 def _added(

@@ -68,6 +68,7 @@ def test_fingerprints_are_those_of_earlier_caches(model):
 
   assert Vocabulary("byte", extra_ids=4).fingerprint == earlier(b"byte", 4)
   assert Vocabulary("sentencepiece", model, 3).fingerprint == earlier(model.read_bytes(), 3)
+  assert Vocabulary("digits").fingerprint != Vocabulary("byte").fingerprint
   entries = [
     {"kind": "byte", "path": None, "extra_ids": 4},
     {"kind": "sentencepiece", "path": model.name, "extra_ids": 3},
