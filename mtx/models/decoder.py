@@ -30,10 +30,8 @@ class Decoder(nnx.Module):
     return Outputs(self.head.logits(x, ctx))
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """Runs left-padded prompts; returns the first logits and a cache with room for `length` more tokens.
-
-    Left padding lets all rows generate at one row index; every kind of position makes the shift invisible.
-    """
+    """Runs prompts, padded on either side; returns the first logits and a cache with room for `length` more tokens."""
+    prompts = _left_padded(prompts)
     ctx = context(prompts, "decoder")
     batch, prompt = ctx.segment_ids.shape
     room = lambda x, fill: jnp.concatenate([x, jnp.full((batch, length), fill, x.dtype)], axis=1)
@@ -70,3 +68,15 @@ class Decoder(nnx.Module):
     """Logits after one more token in every row, and the cache that holds it."""
     logits, cache = self.extend(tokens[:, None], cache)
     return logits[:, 0], cache
+
+
+def _left_padded(prompts: dict[str, Array]) -> dict[str, Array]:
+  """Rows that end with their last token, wherever their padding was.
+
+  So all rows generate at one row index; every kind of position makes the shift invisible.
+  """
+  real = prompts["decoder_segment_ids"] > 0
+  behind = real[:, ::-1].argmax(axis=1)  # padding after the last token; 0 in a row of padding alone
+  places = (jnp.arange(real.shape[1]) - behind[:, None]) % real.shape[1]
+  moved = lambda name, each: jnp.take_along_axis(each, places, axis=1) if name.startswith("decoder_") else each
+  return {name: moved(name, each) for name, each in prompts.items()}

@@ -9,11 +9,17 @@ A folder holds adapter_config.json and adapter_model.safetensors, whose tensors 
     base_model.model.MODULE.poly_router.module_logits        [tasks, splits * skills]
 
 Names of tasks, for which peft has no place, lie in tasks.json beside them.
+
+Where a checkpoint holds several of our projections in one module (q, k and v of GPT-2, GPT-NeoX, BLOOM and Phi-3), LoRA
+of that module is LoRA of each with the same A and its columns of B; and ours are one of theirs, whose rank is the sum
+of the ranks of different A's. Modules with a smaller rank are filled up with zeros, so that all have one.
 """
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,14 +99,35 @@ def _config(folder: Path) -> dict[str, Any]:
     raise UserError(f"{file} can not be read: {error}.", hint="is it a folder that peft wrote?") from error
 
 
-def modules(names: Sequence[Name]) -> dict[str, Name]:
-  """Site -> its line in a family's table, for sites that are a module of their own in the family's checkpoints."""
-  kernels = {n.ours.removesuffix("/kernel"): n for n in reversed(names) if n.ours.endswith("/kernel")}
-  return {site: name for site, name in kernels.items() if not _fused(name)}
+def kernels(names: Sequence[Name]) -> dict[str, Name]:
+  """Site -> the line of its kernel in a family's table."""
+  return {n.ours.removesuffix("/kernel"): n for n in reversed(names) if n.ours.endswith("/kernel")}
 
 
-def _fused(name: Name) -> bool:
-  return bool(name.take) or name.shape is not None or name.stored is not None
+def _module(line: Name) -> str:
+  return line.theirs.removesuffix(".weight")
+
+
+def _pattern(line: Name, layer: str = r"\d+") -> str:
+  """A regular expression of the names of its module."""
+  return re.escape(_module(line)).replace(r"\{layer\}", layer)
+
+
+def _fused(line: Name) -> bool:
+  """Whether a module holds more than this kernel."""
+  return bool(line.take) or line.shape is not None or line.stored is not None
+
+
+def _conv1d(line: Name) -> bool:
+  """Whether a module's weight is [in, out], and not [out, in]."""
+  return not line.order or line.order[0] == 0
+
+
+def _of_b(line: Name, rank: int) -> Name:
+  """Where a site's b [rank, out] lies in its module's B, [out, rank] or that of a Conv1D transposed: as the kernel lies
+  in the weight."""
+  narrow = lambda sizes: sizes and ((rank, *sizes[1:]) if _conv1d(line) else (*sizes[:-1], rank))
+  return replace(line, stored=narrow(line.stored), shape=narrow(line.shape))
 
 
 def read_peft(
@@ -114,7 +141,7 @@ def read_peft(
     How they are hung on, the tasks of their routers, and every parameter of theirs by path.
 
   Raises:
-    UserError: a method or setting that mtx has not, or a module that is no site of its own; names it.
+    UserError: a method or setting that mtx has not, or a module that is no site of ours; names it.
   """
   config, place = _config(folder), folder / ADAPTER_CONFIG
   kind = KINDS.get(str(config.get("peft_type")))
@@ -129,18 +156,23 @@ def read_peft(
   settings, tasks = _settings(kind, config, folder)
   shapes = {path: shape for path, shape in base.shapes.items() if path.endswith("/kernel")}
   arrays: dict[str, Host] = {}
-  known = modules(family.names(sizes))
+  known = kernels(family.names(sizes))
   for name, tensor in open_file(folder / TENSORS).items():
-    site, layer, which = _placed(folder, name, kind, family, known)
-    value = _ours(np.asarray(tensor[...]), kind, which, settings)
-    path, kernel = f"{site}/adapter/{which}", shapes[f"{site}/kernel"].shape
-    if layer is None:
-      arrays[path] = value
-      continue
-    whole = arrays.setdefault(path, np.zeros((kernel[0], *value.shape), value.dtype))
-    if whole.shape[1:] != value.shape or layer >= len(whole):
-      raise UserError(f"{folder / TENSORS}: tensor `{name}` has shape {value.shape} here, others {whole.shape[1:]}.")
-    whole[layer] = value
+    theirs = np.asarray(tensor[...])
+    for site, layer, which in _placed(folder, name, kind, family, known):
+      line = next(line for each, line in known.items() if _layer(each, site) is not None)
+      path, kernel = f"{site}/adapter/{which}", shapes[f"{site}/kernel"].shape
+      try:
+        value = _ours(theirs, kind, which, settings, line, kernel[-1])
+      except (ValueError, IndexError) as error:
+        raise UserError(f"{folder / TENSORS}: tensor `{name}` has shape {theirs.shape}, not {site}'s.") from error
+      if layer is None:
+        arrays[path] = value
+        continue
+      whole = arrays.setdefault(path, np.zeros((kernel[0], *value.shape), value.dtype))
+      if whole.shape[1:] != value.shape or layer >= len(whole):
+        raise UserError(f"{folder / TENSORS}: tensor `{name}` has shape {value.shape} here, others {whole.shape[1:]}.")
+      whole[layer] = value
   if not arrays:
     raise UserError(f"{folder / TENSORS} has no adapters.", hint="is it a folder that peft wrote?")
   sites = sorted({path.partition("/adapter/")[0] for path in arrays})
@@ -166,37 +198,42 @@ def _settings(kind: Kind, config: Mapping[str, Any], folder: Path) -> tuple[dict
   return settings, tasks
 
 
+def _layer(site: str, written: str) -> str | None:
+  """The layer of `written`, "" if it has none in its name, None if it is another site than `site`."""
+  found = re.fullmatch(re.escape(site).replace(r"\{layer\}", r"(\d+)"), written)
+  return None if found is None else (found.groups() or ("",))[0]
+
+
 def _placed(
   folder: Path, name: str, kind: Kind, family: Family, known: Mapping[str, Name]
-) -> tuple[str, int | None, str]:
-  """(site, layer, our parameter) of a tensor."""
+) -> list[tuple[str, int | None, str]]:
+  """(site, layer, our parameter) of a tensor; several sites where its module holds several of our projections."""
   plain = name.removeprefix(PREFIX).replace(".default", "")
   for which, ending in kind.endings.items():
     if plain.endswith(ending):
       module = family.spelled(f"{plain.removesuffix(ending)}.weight").removesuffix(".weight")
+      sites = []
       for site, line in known.items():
-        template = re.escape(line.theirs.removesuffix(".weight")).replace(r"\{layer\}", r"(\d+)")
-        if found := re.fullmatch(template, module):
+        found = re.fullmatch(_pattern(line, r"(\d+)"), module)
+        if found and not (_fused(line) and kind.method == "MHR"):
           layer = int(found[1]) if found.groups() else None
-          return site.replace("{layer}", str(layer)), None if "{layer}" in site else layer, which
-      raise UserError(
-        f"{folder / TENSORS}: module `{module}` is no projection of its own in mtx.",
-        hint="merge the adapters with peft first: model.merge_and_unload().save_pretrained(NEW)",
-      )
+          sites.append((site.replace("{layer}", str(layer)), None if "{layer}" in site else layer, which))
+      if not sites:
+        raise UserError(
+          f"{folder / TENSORS}: module `{module}` is no projection of its own in mtx.",
+          hint="merge the adapters with peft first: model.merge_and_unload().save_pretrained(NEW)",
+        )
+      return sites
   raise UserError(f"{folder / TENSORS}: tensor `{name}` is none of {kind.method}'s.", hint="merge it with peft first")
 
 
-def _ours(value: Host, kind: Kind, which: str, settings: Mapping[str, Any]) -> Host:
+def _ours(value: Host, kind: Kind, which: str, settings: Mapping[str, Any], line: Name, out: int) -> Host:
+  """Our parameter of a site with `out` columns."""
   if kind.method == "LoRA":
-    return value.T
+    if which == "a":
+      return value.T
+    return _of_b(line, value.shape[1]).read(value.T if _conv1d(line) else value, (value.shape[1], out))
   return value.reshape(len(value), settings["splits"], settings["skills"]) if which == "router" else value
-
-
-def _theirs(value: Host, kind: Kind, which: str) -> Host:
-  """The inverse of `_ours`, for one layer."""
-  if kind.method == "LoRA":
-    return np.ascontiguousarray(value.T)
-  return value.reshape(len(value), -1) if which == "router" else value
 
 
 class Hung:
@@ -240,7 +277,8 @@ def write_peft(
     base: where peft finds the model that they belong to.
 
   Raises:
-    UserError: no adapters, several kinds of them, or a site that is no module of its own in the family's checkpoints.
+    UserError: no adapters, several kinds of them, or MHR on a site that is no module of its own in the family's
+      checkpoints.
   """
   methods = {each.method for each in injections}
   kinds = {kind.method: (name, kind) for name, kind in KINDS.items()}
@@ -251,31 +289,23 @@ def write_peft(
     raise UserError(f"peft has no format for these adapters: {shown}.", hint="--adapters merged folds them in")
   [injection] = injections
   peft_type, kind = kinds[str(injection.method)]
-  tensors: dict[str, Host] = {}
-  templates: set[str] = set()
-  known, wide = modules(names), {n.ours.removesuffix("/kernel"): n for n in names if n.ours.endswith("/kernel")}
-  for path in sorted(p for p in params if "/adapter/" in p):
-    site, which = path.split("/adapter/")
-    general = next(s for s in wide if s == site or re.fullmatch(re.escape(s).replace(r"\{layer\}", r"\d+"), site))
-    line = known.get(general)
-    if line is None or (kind.method == "MHR" and line.order != (1, 0)):
-      why = "a part of" if line is None else "not a torch.nn.Linear:"
+  known = kernels(names)
+  hung: dict[str, list[Hanging]] = defaultdict(list)
+  for path in sorted({p.partition("/adapter/")[0] for p in params if "/adapter/" in p}):
+    site = next(each for each in known if _layer(each, path) is not None)
+    line = known[site]
+    if kind.method == "MHR" and (_fused(line) or _conv1d(line)):
+      why = "a part of" if _fused(line) else "not a torch.nn.Linear:"
       raise UserError(
-        f"site {site} is {why} `{wide[general].theirs.removesuffix('.weight')}` in {family.name} checkpoints: peft "
-        f"can not hang an adapter of this kind on it.",
+        f"site {path} is {why} `{_module(line)}` in {family.name} checkpoints: peft can not hang an adapter of this "
+        "kind on it.",
         hint="--adapters merged folds them in",
       )
-    module = line.theirs.removesuffix(".weight")
-    templates.add(re.escape(module).replace(r"\{layer\}", r"\d+"))
-    value = np.asarray(params[path])
-    value = value.astype(np.float32) if value.dtype.name == "bfloat16" else value
-    if general != site:
-      layers = {int(re.fullmatch(re.escape(general).replace(r"\{layer\}", r"(\d+)"), site)[1]): value}  # type: ignore[index]
-    else:
-      layers = dict(enumerate(value)) if "{layer}" in module else {0: value}
-    for layer, each in layers.items():
-      name = f"{PREFIX}{module.replace('{layer}', str(layer))}{kind.endings[which]}"
-      tensors[name] = _theirs(each, kind, which)
+    arrays = {which: _host(params[f"{path}/adapter/{which}"]) for which in kind.endings}
+    stacked = "{layer}" in line.theirs and site == path
+    for layer in range(len(arrays["a"])) if stacked else [_layer(site, path)]:
+      module = _module(line).replace("{layer}", str(layer))
+      hung[module].append(Hanging(line, {w: each[layer] if stacked else each for w, each in arrays.items()}))
   settings = injection.settings
   config: dict[str, Any] = {
     "peft_type": peft_type,
@@ -284,20 +314,63 @@ def write_peft(
     "inference_mode": True,
     "r": settings["rank"],
     # The whole name of every module, as a regular expression.
-    "target_modules": "|".join(sorted(templates)),
+    "target_modules": "|".join(sorted({_pattern(each.line) for found in hung.values() for each in found})),
   }
+  tensors: dict[str, Host] = {}
   if kind.method == "LoRA":
-    flat = {line.order != (1, 0) for line in known.values() if _matches(line, templates)}
+    config["r"] = max(settings["rank"] * len(_different(found)) for found in hung.values())
     alpha = settings["rank"] if settings["alpha"] is None else settings["alpha"]
-    config |= {"lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": flat == {True}}
+    conv1d = {_conv1d(each.line) for found in hung.values() for each in found}
+    config |= {"lora_alpha": alpha * config["r"] / settings["rank"], "lora_dropout": 0.0, "bias": "none"}
+    config["fan_in_fan_out"] = conv1d == {True}
+    for module, found in hung.items():
+      for which, each in zip("ab", _one_lora(found, config["r"]), strict=True):
+        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = each
   else:
     config |= {"poly_type": "poly", "n_tasks": injection.tasks, "n_skills": settings["skills"]}
     config["n_splits"] = settings["splits"]
+    for module, [each] in hung.items():
+      for which, value in each.arrays.items():
+        theirs = value.reshape(len(value), -1) if which == "router" else value
+        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = theirs
   write_folder(folder, tensors, stem=TENSORS.removesuffix(".safetensors"), max_shard_bytes=2**62)
   if kind.method == "MHR" and tasks:
     (folder / TASKS).write_text(json.dumps(list(tasks), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
   (folder / ADAPTER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _matches(line: Name, templates: set[str]) -> bool:
-  return re.escape(line.theirs.removesuffix(".weight")).replace(r"\{layer\}", r"\d+") in templates
+class Hanging(NamedTuple):
+  """An adapter of one layer, and the line of the kernel that it hangs on. Several may hang on one module."""
+
+  line: Name
+  arrays: dict[str, Host]
+
+
+def _host(array: jax.Array) -> Host:
+  value = np.asarray(array)
+  return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
+
+
+def _different(found: Sequence[Hanging]) -> list[Host]:
+  """The A's of a module's adapters, each once."""
+  kept: list[Host] = []
+  for each in found:
+    if not any(np.array_equal(each.arrays["a"], a) for a in kept):
+      kept.append(each.arrays["a"])
+  return kept
+
+
+def _one_lora(found: Sequence[Hanging], rank: int) -> tuple[Host, Host]:
+  """A [rank, in] and B [out, rank] of a module that do what all its adapters do."""
+  a = np.concatenate(_different(found), axis=1)
+  columns = []
+  for each in _different(found):
+    same = [other for other in found if np.array_equal(other.arrays["a"], each)]
+    lines = [_of_b(other.line, each.shape[1]) for other in same]
+    part = np.zeros(lines[0].stored_shape(same[0].arrays["b"].shape), a.dtype)
+    for line, other in zip(lines, same, strict=True):
+      line.write(part, other.arrays["b"])
+    columns.append(part.T if _conv1d(same[0].line) else part)
+  b = np.concatenate(columns, axis=1)
+  missing = ((0, 0), (0, rank - a.shape[1]))
+  return np.ascontiguousarray(np.pad(a, missing).T), np.pad(b, missing)

@@ -155,6 +155,21 @@ def test_mesh_is_nothing(any_peer, settings, mesh1, mesh8):
   np.testing.assert_allclose(many[2], one[2], rtol=1e-4)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_caches_are_split_over_the_mesh(any_peer, mesh1, mesh8, beams):
+  """Of what all rows remember, each of eight devices holds its part."""
+  batch, settings = any_peer.prompts([0, 1, 2, 3, 4, 0, 1, 2]), Settings(eos_ids=(), beams=beams)
+
+  def temporary(mesh) -> int:
+    decode = make_decode([any_peer.model], mesh, settings)
+    shardings = any_peer.model.shardings(mesh)
+    run = lambda params, batch: decode([params], [batch], np.full(8, 640), None, room=640)
+    params = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p]) for p, s in any_peer.model.shapes.items()}
+    return jax.jit(run).lower(params, place(batch, mesh)).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(mesh8) < temporary(mesh1) / 4
+
+
 def test_several_models(any_peer, free, mesh1):
   """A model and its negation cancel; weighed 3 to 1 they are the model at twice its logits. State goes along."""
 

@@ -76,6 +76,20 @@ def test_logits_are_those_of_transformers(saved, mesh1, name):
   assert opened.found.unused == ()
 
 
+def test_shards_with_an_index(saved, mesh8, mesh1, tmp_path):
+  """A model in many files, as transformers writes it, is the model in one file; without one of them it is none."""
+  loaded(saved("llama")).save_pretrained(tmp_path / "shards", max_shard_size="5KB")
+  files = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+  assert len(files) > 3
+  one, many = open_model(saved("llama"), mesh1), open_model(tmp_path / "shards", mesh8)
+  assert many.params.keys() == one.params.keys()
+  for path, value in many.params.items():
+    np.testing.assert_array_equal(value, one.params[path], err_msg=path)
+  files[1].unlink()
+  with pytest.raises(UserError, match=f"{files[1].name} is missing, and model.safetensors.index.json names it"):
+    open_model(tmp_path / "shards", mesh8)
+
+
 @pytest.mark.parametrize("name", ["t5", "byt5", "llama", "llama_bf16", "gpt2"])
 def test_import_then_export_is_the_identity(saved, mesh1, tmp_path, name):
   """Bitwise, through our own format, in every dtype; and transformers computes the same from what it is given."""

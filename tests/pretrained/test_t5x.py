@@ -1,5 +1,6 @@
 """T5X checkpoints, made here from the format's description: an index in msgpack, and a zarr array a tensor."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 
 from mtx.errors import UserError
+from mtx.pretrained.model import open_model
 from mtx.pretrained.t5x import Stored, hugging_face
 from mtx.pretrained.tensors import open_tensors
 
@@ -121,6 +123,35 @@ def test_scanned_arrays_in_the_index(tmp_path):
   found = arrays()
   stacked = scanned(found)
   check(open_tensors(save(tmp_path, stacked, inline=list(stacked))), found)
+
+
+@pytest.mark.parametrize(("tied", "layout"), [(True, dict), (False, scanned)], ids=["1.0", "1.1, scanned"])
+def test_the_model_computes_what_transformers_t5_does(tmp_path, mesh8, tied, layout):
+  """From a step of a run alone: sizes, names, transposes and the scale of a tied head, onto eight devices."""
+  torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+  transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+  found = arrays(tied=tied, gated=not tied)
+  folder = save(tmp_path, layout(found))
+  opened = open_model(folder, mesh8)
+  assert opened.found.unused == ()
+  theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**open_tensors(folder).config)).eval()
+  if not tied:  # transformers 5 shares the table even so
+    theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, D))
+  state = {hugging_face(n)[0]: torch.tensor(a.T if hugging_face(n)[1] else a) for n, a in found.items()}
+  more = {f"{side}.embed_tokens.weight": state["shared.weight"] for side in ("encoder", "decoder")}
+  more |= {} if "lm_head.weight" in state else {"lm_head.weight": state["shared.weight"]}
+  theirs.load_state_dict(state | more)
+  rng = np.random.default_rng(1)
+  rows = {"task_ids": np.zeros(2, np.int32)}
+  for side, length in (("encoder", 6), ("decoder", 4)):
+    rows[f"{side}_input_tokens"] = rng.integers(2, VOCAB, (2, length)).astype(np.int32)
+    rows[f"{side}_segment_ids"] = np.ones((2, length), np.int32)
+    rows[f"{side}_positions"] = np.tile(np.arange(length, dtype=np.int32), (2, 1))
+  logits = jax.jit(lambda params, rows: opened.blueprint.merge(params)(rows).logits)(opened.params, rows)
+  long = lambda side: torch.tensor(rows[f"{side}_input_tokens"], dtype=torch.long)
+  with torch.no_grad():
+    wanted = theirs(input_ids=long("encoder"), decoder_input_ids=long("decoder")).logits.numpy()
+  np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4 * np.abs(wanted).max())
 
 
 def test_relative_positions_in_every_layer_are_umt5(tmp_path):

@@ -20,6 +20,9 @@ TOLERANCE = 2e-4  # of the largest value
 # uniform, weak enough that no token is repeated for ever: families differ in what does that.
 SPREAD = {"matrix": 1.5, "table": 1.5, "position": 1.5, "bias": 0.3}
 
+# (column of the table that conftest.py prints, number) of the test that runs.
+MEASURED: list[tuple[str, float]] = []
+
 
 class Pair:
   """Their model and ours with the same parameters, all of them random: a norm or bias that is left out shows.
@@ -27,14 +30,11 @@ class Pair:
   Args:
     family: ours.
     hf: a config of transformers.
-    architecture: as ours runs; None: the family's first.
     untied: gives an encoder-decoder a head of its own.
     spread: other values for some of SPREAD.
   """
 
-  def __init__(
-    self, family: Family, hf: Any, architecture: str | None = None, *, untied: bool = False, **spread: float
-  ):
+  def __init__(self, family: Family, hf: Any, *, untied: bool = False, **spread: float):
     self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     self.family, self.hf = family, hf
@@ -49,11 +49,12 @@ class Pair:
     self.state = {family.spelled(name): value.detach().numpy() for name, value in self.theirs.state_dict().items()}
     self.config = family.config(hf.to_dict())
     family.settle(self.config, self.state)
-    self.config.architecture = architecture or family.architectures[0]
+    self.config.architecture = family.architectures[0]
     self.model = blueprint(lambda rngs: build(self.config, rngs=rngs))
     self.names = list(family.names(self.config))
     self.params = {p: jnp.asarray(a) for p, a in imported(self.names, self.model, self.state).items()}
     self._teacher = jax.jit(self._loss_and_gradients)
+    self.greedy = jax.jit(self._greedy)
 
   def _randomise(self, spread: dict[str, float]) -> None:
     tables = {id(m.weight) for m in self.theirs.modules() if isinstance(m, self.torch.nn.Embedding)}
@@ -76,6 +77,16 @@ class Pair:
       return found.sum / found.weight, outputs.logits
 
     return jax.value_and_grad(loss, has_aux=True)(params)
+
+  def _greedy(self, params, prompts):
+    logits, cache = self.model.merge(params).prefill(prompts, STEPS)
+
+    def step(carry, _):
+      logits, cache = carry
+      token = logits.argmax(-1).astype(jnp.int32)
+      return self.model.merge(params).decode_step(token, cache), token
+
+    return jax.lax.scan(step, (logits, cache), None, STEPS)[1].T
 
   def tokens(self, rows: int, width: int, seed: int) -> np.ndarray:
     """Ids that are nobody's padding, start or end."""
@@ -176,6 +187,13 @@ def features(pair: Pair, side: str) -> tuple[dict[str, np.ndarray], dict[str, An
   return ours | task, theirs
 
 
+def close(ours, wanted: np.ndarray, tolerance: float, column: str, name: str = "") -> None:
+  """Equal to `tolerance` of the largest number."""
+  scale = np.abs(wanted).max()
+  MEASURED.append((column, float(np.abs(ours - wanted).max() / scale)))
+  np.testing.assert_allclose(ours, wanted, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
 def check_logits_and_gradients(pair: Pair, tensors: list[str], side: str = "right") -> None:
   """Logits, loss, and gradients of named parameters of ours.
 
@@ -194,8 +212,7 @@ def check_logits_and_gradients(pair: Pair, tensors: list[str], side: str = "righ
   (ours_loss, ours), gradients = pair._teacher(pair.params, batch)
   real = batch["decoder_segment_ids"] > 0
   assert not real.all()
-  wanted = logits.detach().numpy()[real]
-  np.testing.assert_allclose(np.asarray(ours)[real], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
+  close(np.asarray(ours)[real], logits.detach().numpy()[real], TOLERANCE, "logits")
   np.testing.assert_allclose(ours_loss, loss.item(), rtol=1e-5)
   parameters = pair.theirs.named_parameters()
   theirs = {pair.family.spelled(n): p.grad.numpy() for n, p in parameters if p.grad is not None}
@@ -203,12 +220,17 @@ def check_logits_and_gradients(pair: Pair, tensors: list[str], side: str = "righ
   assert {name.ours for name in chosen} == set(tensors), f"no such parameters: {set(tensors)}"
   for path, wanted in imported(chosen, pair.model, theirs).items():
     assert np.abs(wanted).max() > 0, path
-    np.testing.assert_allclose(gradients[path], wanted, rtol=0, atol=5e-4 * np.abs(wanted).max(), err_msg=path)
+    close(gradients[path], wanted, 5e-4, "gradients", path)
 
 
-def check_greedy(pair: Pair) -> None:
-  """32 tokens of `generate` for prompts of unequal length: decoders' are padded left, encoders' right."""
-  batch, arguments = features(pair, "right" if pair.encdec else "left")
+def check_greedy(pair: Pair, side: str = "right") -> None:
+  """32 tokens of `generate` for prompts of unequal length, which are padded on `side` for ours.
+
+  Transformers' decoders generate after padding on the left only; its encoders take either side.
+  """
+  batch, arguments = features(pair, side)
+  if not pair.encdec and side == "right":
+    arguments = features(pair, "left")[1]
   wanted = pair.theirs.generate(
     input_ids=arguments["input_ids"],
     attention_mask=arguments["attention_mask"],
@@ -221,22 +243,9 @@ def check_greedy(pair: Pair) -> None:
     forced_bos_token_id=None,
     forced_eos_token_id=None,
   )
-  side = "encoder_" if pair.encdec else "decoder_"
-  prompts = {k: v for k, v in batch.items() if k.startswith(side) or k == "task_ids"}
-  if pair.config.architecture == "prefix":
-    prompts["decoder_causal_attention"] = prompts["decoder_segment_ids"]
-
-  @jax.jit
-  def greedy(params, prompts):
-    logits, cache = pair.model.merge(params).prefill(prompts, STEPS)
-
-    def step(carry, _):
-      logits, cache = carry
-      token = logits.argmax(-1).astype(jnp.int32)
-      return pair.model.merge(params).decode_step(token, cache), token
-
-    return jax.lax.scan(step, (logits, cache), None, STEPS)[1].T
-
-  ours = np.asarray(greedy(pair.params, prompts))
+  prefix = "encoder_" if pair.encdec else "decoder_"
+  prompts = {k: v for k, v in batch.items() if k.startswith(prefix) or k == "task_ids"}
+  ours = np.asarray(pair.greedy(pair.params, prompts))
+  MEASURED.append(("greedy", (ours == wanted[:, -STEPS:].numpy()).mean()))
   np.testing.assert_array_equal(ours, wanted[:, -STEPS:].numpy())
   assert len(np.unique(ours)) > 5  # one token for ever would hide mistakes

@@ -51,15 +51,17 @@ def test_round_trip(pair):
   check_round_trip(pair)
 
 
-def test_logits_and_gradients(pair):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_and_gradients(pair, side):
   named = ["head/embedding/table", "head/entry/norm/bias", "head/encoder_entry/position_table"]
   named += ["encoder/layers/self_attention/q/kernel", "encoder/layers/mlp/wi_0/bias", "encoder/layers/mlp_norm/scale"]
   named += ["decoder/layers/cross_attention/k/kernel", "decoder/layers/cross_norm/bias"]
-  check_logits_and_gradients(pair, named)
+  check_logits_and_gradients(pair, named, side)
 
 
-def test_greedy(pair):
-  check_greedy(pair)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_greedy(pair, side):
+  check_greedy(pair, side)
 
 
 @pytest.mark.parametrize(

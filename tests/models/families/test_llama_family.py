@@ -2,6 +2,7 @@
 
 import pytest
 from parity import Pair, check_greedy, check_logits_and_gradients, check_names, check_round_trip
+from prefix import check_prefix
 
 from mtx.errors import UserError
 from mtx.models.families.known import family_of
@@ -48,8 +49,13 @@ def test_logits_and_gradients(pair, side):
   check_logits_and_gradients(pair, named, side)
 
 
-def test_greedy(pair):
-  check_greedy(pair)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_greedy(pair, side):
+  check_greedy(pair, side)
+
+
+def test_prefix(pair):
+  check_prefix(pair)
 
 
 @pytest.mark.parametrize(

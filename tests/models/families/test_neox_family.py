@@ -48,8 +48,9 @@ def test_logits_and_gradients(pair, side):
   check_logits_and_gradients(pair, ["head/embedding/table"] + [f"decoder/layers/{name}" for name in layers], side)
 
 
-def test_greedy(pair):
-  check_greedy(pair)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_greedy(pair, side):
+  check_greedy(pair, side)
 
 
 def test_prefix(pair):

@@ -43,13 +43,15 @@ def test_round_trip(pair):
   check_round_trip(pair)
 
 
-def test_logits_and_gradients(pair):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_logits_and_gradients(pair, side):
   named = ["encoder/layers/self_attention/q/kernel", "decoder/layers/cross_attention/v/kernel"]
-  check_logits_and_gradients(pair, [*named, "decoder/relative_bias/table", "decoder/layers/mlp/wi_0/kernel"])
+  check_logits_and_gradients(pair, [*named, "decoder/relative_bias/table", "decoder/layers/mlp/wi_0/kernel"], side)
 
 
-def test_greedy(pair):
-  check_greedy(pair)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_greedy(pair, side):
+  check_greedy(pair, side)
 
 
 def test_unknown_feed_forward():
