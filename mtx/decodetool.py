@@ -97,6 +97,11 @@ def run(arguments: argparse.Namespace, *, opener: Open = open_model) -> int:
     )
   if cut := sum(len(item.inputs) > arguments.inputs_length for item in items):
     console.print(f"{cut:,} of {len(items):,} prompts are cut to {arguments.inputs_length:,} tokens (--inputs_length)")
+  if late := _past_positions(opened, items, arguments.inputs_length, settings):
+    console.print(
+      f"{late:,} of {len(items):,} prompts can go on past the {opened.config.absolute_positions:,} positions that the "
+      "model has learned; the last one then repeats (--inputs_length, --length)"
+    )
   generator = Generator(
     opened.blueprint,
     opened.config,
@@ -114,6 +119,15 @@ def run(arguments: argparse.Namespace, *, opener: Open = open_model) -> int:
       progress.update(done)
   console.print(f"{arguments.output}: {done:,} lines", soft_wrap=True)
   return 0
+
+
+def _past_positions(opened: Opened, items: Sequence[Item], inputs_length: int, settings: Settings) -> int:
+  """How many prompts and their outputs may be longer than a table of positions; an encoder has its own."""
+  places = opened.config.absolute_positions
+  lengths = [min(len(item.inputs), inputs_length) for item in items]
+  if opened.config.architecture == "encdec":
+    return sum(max(length, settings.length) > places for length in lengths) if places else 0
+  return sum(length + settings.length > places for length in lengths) if places else 0
 
 
 def predict(generator: Generator, params, items: Sequence[Item], done: int, seed: int) -> Iterator[dict[str, Any]]:

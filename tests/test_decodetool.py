@@ -149,6 +149,18 @@ def test_conversations_go_through_the_chat_template(decode, opened):
   assert talk["prediction"] == text["prediction"] and talk["turns"] == turns
 
 
+def test_more_tokens_than_learned_positions_are_told(decode, opened, capsys):
+  """Of one prompt of seven; nothing is said where the positions suffice, or are none that are learned."""
+  decode(lines())
+  assert "positions" not in capsys.readouterr().out
+  for places, said in ((43, "1 of 7 prompts can go on past the 43 positions"), (64, "")):
+    config = opened.config.copy_and_resolve_references()
+    config.absolute_positions = places
+    decode(lines(), model=SimpleNamespace(**{**vars(opened), "config": config}), output=f"{places}.jsonl")
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out and ("positions" in out) == bool(said)
+
+
 def test_stop_texts_are_cut_off(decode):
   plain = decode(lines(), "--length", "12")
   stop = next(line["prediction"][1] for line in plain if len(line["prediction"]) > 2)

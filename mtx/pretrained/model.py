@@ -28,6 +28,8 @@ from mtx.tokens.folder import find
 from mtx.training.parameters import Blueprint, Params, blueprint
 
 CONFIG = "config.json"
+# How families call the number of layers.
+LAYERS = {"num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "encoder_layers", "decoder_layers"}
 LOOKED_FOR = f"{CONFIG} with safetensors, {INDEX} of `mtx import` or of a run, T5X, llama2.c's .bin, {ADAPTER_CONFIG}"
 
 
@@ -199,6 +201,7 @@ def _checkpoint(place: Path) -> Found:
   if not hf:
     raise UserError(f"{folder} has no {CONFIG}, and {place} does not say what it is.", hint=f"looked for: {LOOKED_FOR}")
   family = family_of(hf, str(folder / CONFIG))
+  _check_layers(hf, opened)
   tensors = Spelled(opened, family)
   config = family.config(hf)
   family.settle(config, tensors)
@@ -209,6 +212,17 @@ def _checkpoint(place: Path) -> Found:
     config=config, family=family.name, vocabulary=vocabulary, hugging_face=hf, files=folder, source=source, path=place,
     arrays=Checkpoint(tensors, family, config),
   )  # fmt: skip
+
+
+def _check_layers(hf: Mapping[str, Any], tensors: Tensors) -> None:
+  """Raises UserError if a config says more layers than there are tensors: they are counted before anything loops."""
+  text = hf.get("text_config")
+  for key, value in {**hf, **(text if isinstance(text, Mapping) else {})}.items():
+    if key in LAYERS and isinstance(value, int) and value > len(tensors):
+      raise UserError(
+        f"{CONFIG}: {key!r} is {value}, and {tensors.path} has {len(tensors)} tensors.",
+        hint="is it the config.json that belongs to the weights?",
+      )
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -1,21 +1,23 @@
 """The project's own model folder: what `mtx import` writes and what a finished run leaves.
 
 FOLDER/model.json     format, config, family, vocabulary, adapters, tasks, where it comes from
-FOLDER/params/        Orbax, every parameter in its own dtype; read onto any mesh, each device its part
+FOLDER/params/        safetensors under our own names, a tensor a layer, every parameter in its own dtype; written a
+                      tensor at a time and read onto any mesh, each device its part
 FOLDER/vocabulary/    the vocabulary's files and a pre-trained model's settings, as they came
 """
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
@@ -23,10 +25,13 @@ from mtx.adapters.site import Injection
 from mtx.data.vocabulary import Vocabulary
 from mtx.errors import UserError
 from mtx.models.config import config as model_config
+from mtx.models.families.family import Name
+from mtx.pretrained.stream import exported, read_params, write_folder
+from mtx.pretrained.tensors import open_tensors
 from mtx.tokens.folder import FILES
 from mtx.training.parameters import Params
 
-FORMAT = 1
+FORMAT = 2
 INDEX, PARAMS, VOCABULARY = "model.json", "params", "vocabulary"
 
 
@@ -79,8 +84,7 @@ def write_native(folder: str | Path, card: Card, params: Mapping[str, jax.Array]
     (unfinished / VOCABULARY).mkdir(parents=True)
     index = _entry(replace(card, vocabulary=_copied(card, unfinished)), unfinished)
     (unfinished / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((unfinished / PARAMS).absolute(), {_name(path): value for path, value in params.items()})
+  write_folder(unfinished / PARAMS, exported(params, _names(params)))
   if jax.process_index() == 0:
     _move(unfinished, folder)
   return folder
@@ -131,13 +135,14 @@ def read_card(folder: Path) -> Card:
   """Inverse of `write_native`, without arrays.
 
   Raises:
-    UserError: the index is damaged, or of a format that is newer than this program.
+    UserError: the index is damaged, or of another format than this program writes.
   """
   place = folder / INDEX
   try:
     entry = json.loads(place.read_text(encoding="utf-8"))
-    if entry["format"] > FORMAT:
-      raise UserError(f"{place} has format {entry['format']}, this mtx knows {FORMAT}.", hint="use a newer mtx")
+    if entry["format"] != FORMAT:
+      way = "use a newer mtx" if entry["format"] > FORMAT else "import or train the model again"
+      raise UserError(f"{place} has format {entry['format']}, and this mtx reads {FORMAT}.", hint=way)
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry["config"].items()}
     architecture = fields.pop("architecture")
     sizes = model_config(**fields)
@@ -162,36 +167,32 @@ class Saved:
   unused: tuple[str, ...] = ()
 
   def __init__(self, folder: Path):
-    self._folder = (folder / PARAMS).absolute()
-    if not self._folder.is_dir():
+    if not (folder / PARAMS).is_dir():
       raise UserError(f"{folder} lacks {PARAMS}/.", hint="copy or import the model again")
+    self._tensors = open_tensors(folder / PARAMS)
 
   def stored(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
     """Those of `shapes` that are here, with shape and dtype as they are here."""
-    with ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.metadata(self._folder).item_metadata
-    here = {name: saved[name] for name in saved}
-    return {
-      path: jax.ShapeDtypeStruct(tuple(here[_name(path)].shape), np.dtype(here[_name(path)].dtype))
-      for path in shapes
-      if _name(path) in here
-    }
+    here: dict[str, list[str]] = defaultdict(list)
+    for name in self._tensors:
+      here[re.sub(r"/layers/\d+/", "/layers/", name, count=1)].append(name)
+    found = {}
+    for path in shapes.keys() & here.keys():
+      one, layers = self._tensors[here[path][0]], (len(here[path]),) if _stacked(path) else ()
+      found[path] = jax.ShapeDtypeStruct((*layers, *one.shape), np.dtype(one.dtype))
+    return {path: found[path] for path in shapes if path in found}
 
   def read(self, shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, Sharding]) -> Params:
     """Parameters with the dtypes of `shapes`, each device its part."""
-    if not shapes:
-      return {}
-    one = lambda path, s: ocp.ArrayRestoreArgs(
-      dtype=s.dtype, sharding=shardings[path], global_shape=s.shape, shape=s.shape
-    )
-    target = {_name(path): s for path, s in shapes.items()}
-    arguments = {_name(path): one(path, s) for path, s in shapes.items()}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      args = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
-      found = checkpointer.restore(self._folder, args=args)
-    return {path: found[_name(path)] for path in shapes}
+    params, report = read_params(self._tensors, _names(shapes), shapes, shardings)
+    report.check(self._tensors.path)
+    return params
 
 
-def _name(path: str) -> str:
-  """A file name can not hold a slash."""
-  return path.replace("/", ".")
+def _stacked(path: str) -> bool:
+  """Whether a parameter has a leading axis of layers."""
+  return "/layers/" in path
+
+
+def _names(paths: Iterable[str]) -> list[Name]:
+  return [Name(path, path.replace("/layers/", "/layers/{layer}/", 1)) for path in paths]

@@ -164,7 +164,9 @@ def test_caches_are_split_over_the_mesh(any_peer, mesh1, mesh8, beams):
     decode = make_decode([any_peer.model], mesh, settings)
     shardings = any_peer.model.shardings(mesh)
     run = lambda params, batch: decode([params], [batch], np.full(8, 640), None, room=640)
-    params = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p]) for p, s in any_peer.model.shapes.items()}
+    params = {
+      p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[p]) for p, s in any_peer.model.shapes.items()
+    }
     return jax.jit(run).lower(params, place(batch, mesh)).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary(mesh8) < temporary(mesh1) / 4

@@ -155,10 +155,10 @@ class Reading:
     return value
 
   def size(self, key: str, *default: int) -> int:
-    """A whole number over 0."""
+    """A whole number over 0, below 2^31."""
     value = self(key, *default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < (0 if default else 1):
-      raise UserError(f"{self._place}: {key!r} is {value!r}.", hint="expected a whole number over 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not (0 if default else 1) <= value < 2**31:
+      raise UserError(f"{self._place}: {key!r} is {value!r}.", hint="expected a whole number over 0, below 2^31")
     return value
 
   def head_size(self, width: str, heads: str) -> int:
