@@ -153,7 +153,7 @@ def test_more_tokens_than_learned_positions_are_told(decode, opened, capsys):
   """Of one prompt of seven; nothing is said where the positions suffice, or are none that are learned."""
   decode(lines())
   assert "positions" not in capsys.readouterr().out
-  for places, said in ((43, "1 of 7 prompts can go on past the 43 positions"), (64, "")):
+  for places, said in ((42, "1 of 7 prompts can go on past the 42 positions"), (64, "")):
     config = opened.config.copy_and_resolve_references()
     config.absolute_positions = places
     decode(lines(), model=SimpleNamespace(**{**vars(opened), "config": config}), output=f"{places}.jsonl")

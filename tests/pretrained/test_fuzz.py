@@ -1,7 +1,8 @@
-"""The reader meets damaged and malicious files: it reads them as the reference does, or raises UserError."""
+"""The reader meets damaged and malicious files and configs: it reads them as they should be, or raises UserError."""
 
 import json
 import re
+import shutil
 import tracemalloc
 from collections import Counter
 from datetime import timedelta
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from mtx.errors import UserError
+from mtx.pretrained.model import open_model
 from mtx.pretrained.safetensors_file import DTYPES, INDEX, write_file
 from mtx.pretrained.tensors import open_tensors
 
@@ -30,6 +32,7 @@ JSON = st.recursive(
   lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
   max_leaves=20,
 )
+VALUES = re.compile(r"'.*?'|`.*`|\b(None|True|False)\b|-?\d+|[\[{].*[\]}]|[\[{'].*|\\.*", re.S)  # of messages
 ARRAYS = {
   "a": np.arange(6, dtype=np.float32).reshape(2, 3),
   "b.weight": np.arange(4, dtype=np.int64),
@@ -129,7 +132,9 @@ def fuzz(valid, folder, cases: int, *, derandomize: bool) -> Counter:
     except UserError as error:
       assert str(path) in str(error)
       said = error.message.removeprefix(str(path)).replace("tensor `", "`").strip(": ")
-      seen[re.sub(r"'.*?'|`.*`|-?\d+|[\[{].*[\]}]|[\[{'].*|\\.*", "_", said, flags=re.S)[:34]] += 1
+      seen[
+        re.sub(r"'.*?'|`.*`|\b(None|True|False)\b|-?\d+|[\[{].*[\]}]|[\[{'].*|\\.*", "_", said, flags=re.S)[:34]
+      ] += 1
       return
     finally:
       peak = tracemalloc.get_traced_memory()[1]
@@ -189,6 +194,55 @@ def test_damaged_indexes(valid, tmp_path):
 
   one()
   assert seen["read"] > 5 and seen["refused"] > 50
+
+
+NUMBERS = (0, 1, -1, 2, 3, 7, 1000, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 1.5, 1e308, float("nan"), float("-inf"))
+WRONG = st.sampled_from([*NUMBERS, None, True, False, "", "16", [], [1], [["a"]], {}, {"a": 1}])
+
+
+def contradict(saved, mesh, folder, cases: int, *, derandomize: bool) -> Counter:
+  """Opens models whose config.json has one or two values of another kind, size or sign."""
+  names = ("t5", "llama", "gpt2", "neox", "phi3")
+  seen: Counter = Counter()
+  for name in names:
+    shutil.copytree(saved(name), folder / name)
+  written = {name: json.loads((folder / name / "config.json").read_text()) for name in names}
+
+  @settings(
+    max_examples=cases,
+    derandomize=derandomize,
+    database=None,
+    deadline=timedelta(seconds=20),
+    suppress_health_check=list(HealthCheck),
+  )
+  @given(st.sampled_from(names), st.data())
+  def one(name, data):
+    config = json.loads(json.dumps(written[name]))
+    for _ in range(data.draw(st.integers(1, 2))):
+      part = config
+      key = data.draw(st.sampled_from(sorted(config.keys() - {"model_type"})))
+      if isinstance(config[key], dict) and config[key] and data.draw(st.booleans()):
+        part, key = config[key], data.draw(st.sampled_from(sorted(config[key])))
+      part[key] = data.draw(WRONG)
+    (folder / name / "config.json").write_text(json.dumps(config))
+    try:
+      open_model(folder / name, mesh)
+      seen["opened"] += 1  # nothing that counts was changed
+    except UserError:
+      seen["refused"] += 1
+
+  one()
+  return seen
+
+
+def test_configs_that_are_wrong(saved, mesh1, tmp_path):
+  seen = contradict(saved, mesh1, tmp_path, 100, derandomize=True)
+  assert min(seen["opened"], seen["refused"]) > 10
+
+
+@pytest.mark.slow
+def test_many_configs_that_are_wrong(saved, mesh1, tmp_path):
+  print(contradict(saved, mesh1, tmp_path, 2_000, derandomize=False))
 
 
 def test_many_tensors_take_a_kilobyte_each(tmp_path):

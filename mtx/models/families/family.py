@@ -3,6 +3,7 @@
 A family is data. Its file holds a `FAMILY` and is listed in `mtx.models.families.known`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,9 +142,11 @@ class Reading:
     """The value of `key`; a missing one or null gives the default.
 
     Raises:
-      UserError: it is missing and has no default, or its type is not that of the default.
+      UserError: it is missing and has no default, its type is not that of the default, or it is no number.
     """
     value = self._hf.get(key)
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{self._place}: {key!r} is {value!r}.", hint="expected a finite number")
     if value is None:
       if default:
         return default[0]

@@ -67,6 +67,8 @@ def scaled(get: Reading, written: Any, theta: float, *, kinds: tuple[str, ...], 
       raise UserError(f"{PLACE}: rope type {kind!r} has no {key!r} in mtx.", hint=did_you_mean(key, own))
   fields: dict[str, Any] = {"rope_theta": float(here("rope_theta", theta))}
   fraction = float(here("partial_rotary_factor", get("partial_rotary_factor", 1.0)))
+  if not 0 < fraction <= 1:
+    raise UserError(f"{PLACE}: 'partial_rotary_factor' is {fraction}.", hint="expected over 0, at most 1")
   if fraction != 1.0 and not partial:
     raise UserError(f"{PLACE}: 'partial_rotary_factor' is {fraction}, which this family does not have.")
   if fraction != 1.0:
