@@ -91,15 +91,11 @@ def preset(vocabulary: int, d: int, heads: int, kv: int, d_ff: int, layers: int,
   return {**numbers, "num_hidden_layers": layers, "rope_theta": theta, "rms_norm_eps": 1e-5}
 
 
-_SCALED = {
-  "rope_scaling": {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-  }
-}
+def _scaled(factor: float) -> dict[str, Any]:
+  reach = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+  return {"rope_scaling": {"rope_type": "llama3", "factor": factor, **reach}}
+
+
 FAMILY = Family(
   name="llama",
   model_types=("llama",),
@@ -112,7 +108,9 @@ FAMILY = Family(
     "llama2_7b": preset(32000, 4096, 32, 32, 11008, 32, 1e4),
     "llama2_13b": preset(32000, 5120, 40, 40, 13824, 40, 1e4),
     "llama3_8b": preset(128256, 4096, 32, 8, 14336, 32, 5e5),
-    "llama3_1_8b": preset(128256, 4096, 32, 8, 14336, 32, 5e5) | _SCALED,
+    "llama3_1_8b": preset(128256, 4096, 32, 8, 14336, 32, 5e5) | _scaled(8.0),
+    "llama3_2_1b": preset(128256, 2048, 32, 8, 8192, 16, 5e5) | _scaled(32.0) | {"tie_word_embeddings": True},
+    "llama3_2_3b": preset(128256, 3072, 24, 8, 8192, 28, 5e5) | _scaled(32.0) | {"tie_word_embeddings": True},
   },
   ignored=(r".*rotary_emb\.inv_freq", r"lm_head\.weight"),
 )

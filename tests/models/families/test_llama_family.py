@@ -5,8 +5,10 @@ from parity import Pair, check_greedy, check_logits_and_gradients, check_names, 
 from prefix import check_prefix
 
 from mtx.errors import UserError
+from mtx.models.build import build
 from mtx.models.families.known import family_of
 from mtx.models.families.llama import FAMILY
+from mtx.training.parameters import blueprint, count
 
 SMALL = dict(
   vocab_size=61,
@@ -73,3 +75,19 @@ def test_what_can_not_be_honoured(wrong, message):
   hf = SMALL | {"model_type": "llama"} | wrong
   with pytest.raises(UserError, match=message):
     family_of(hf).config(hf)
+
+
+@pytest.mark.parametrize(
+  ("preset", "parameters"),  # of the published files
+  [
+    ("llama2_7b", 6_738_415_616),
+    ("llama2_13b", 13_015_864_320),
+    ("llama3_1_8b", 8_030_261_248),
+    ("llama3_2_1b", 1_235_814_400),
+    ("llama3_2_3b", 3_212_749_824),
+  ],
+)
+def test_published_sizes(preset, parameters):
+  config = FAMILY.config(FAMILY.presets[preset])
+  config.architecture = "causal"
+  assert count(blueprint(lambda rngs: build(config, rngs=rngs)).shapes) == parameters

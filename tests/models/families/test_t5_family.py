@@ -4,7 +4,9 @@ import pytest
 from parity import Pair, check_greedy, check_logits_and_gradients, check_names, check_round_trip
 
 from mtx.errors import UserError
+from mtx.models.build import build
 from mtx.models.families.t5 import FAMILY
+from mtx.training.parameters import blueprint, count
 
 SMALL = dict(
   vocab_size=61,
@@ -57,3 +59,23 @@ def test_greedy(pair, side):
 def test_unknown_feed_forward():
   with pytest.raises(UserError, match=r"'feed_forward_proj' is 'gated-gel'.*\n.*gated-gelu"):
     FAMILY.config(SMALL | {"feed_forward_proj": "gated-gel"})
+
+
+@pytest.mark.parametrize(
+  ("preset", "parameters"),  # of transformers' models
+  [
+    ("t5_1_0_small", 60_506_624),
+    ("t5_1_0_base", 222_903_552),
+    ("flan_t5_small", 76_961_152),
+    ("flan_t5_base", 247_577_856),
+    ("flan_t5_xxl", 11_135_332_352),
+    ("mt5_small", 300_176_768),
+    ("mt5_base", 582_401_280),
+    ("byt5_small", 299_637_760),
+    ("byt5_base", 581_653_248),
+  ],
+)
+def test_published_sizes(preset, parameters):
+  config = FAMILY.config(FAMILY.presets[preset])
+  config.architecture = "encdec"
+  assert count(blueprint(lambda rngs: build(config, rngs=rngs)).shapes) == parameters
