@@ -11,9 +11,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mtx.tasks.metrics import METRICS
+
 MAX_TASKS = 60  # more lines than this are read by category
 SPLITS = {"train": "training tasks", "heldout": "held-out tasks"}
-METRICS = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "rougeL": "ROUGE-L", "f1": "F1"}
+NAMES = {
+  "rouge_l": "ROUGE-L", "rougeL": "ROUGE-L", "f1": "F1", "squad_f1": "SQuAD F1", "squad_em": "SQuAD EM",
+  "set_f1": "set F1", "set_f1_micro": "set F1, micro", "macro_f1": "macro F1", "ranked_macro_f1": "ranked macro F1",
+  "bleu": "BLEU", "chrf": "chrF", "corpus_bleu": "corpus BLEU", "corpus_chrf": "corpus chrF", "auroc": "AUROC",
+  "ece": "ECE",
+}  # fmt: skip
 Spread = Literal["half-range", "std"]
 
 
@@ -38,19 +45,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-  """A task, or the mean of a category or of the split; `count` is examples of a task, tasks of a mean."""
+  """A task, or the mean of a category or of the split; `count` is examples of a task, tasks of a mean.
+
+  `lower`: of its metric less is better.
+  """
 
   kind: Literal["task", "category", "overall"]
   name: str
   category: str
   count: int
   cells: tuple[Cell | None, ...]
+  lower: bool = False
 
   @property
   def best(self) -> float:
-    """Highest mean among several cells as printed; NaN where there is nothing to compare or all are equal."""
+    """Best mean among several cells as printed; NaN where there is nothing to compare or all are equal."""
     means = {round(cell.mean, 1) for cell in self.cells if cell}
-    return max(means) if len(means) > 1 else float("nan")
+    if len(means) < 2:
+      return float("nan")
+    return min(means) if self.lower else max(means)
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,12 @@ def _lines(rows: list[Mapping[str, Any]], columns: Sequence[str], column, spread
   def cells(tasks: list[str]) -> tuple[Cell | None, ...]:
     return tuple(_cell([values[task].get(name, {}) for task in tasks], spread) for name in columns)
 
+  lower = {name for name, metric in METRICS.items() if metric.best == 0} >= {row["metric"] for row in rows}
   lines = []
   for category, tasks in categories.items():
-    lines.append(Line("category", category, category, len(tasks), cells(tasks)))
-    lines += [Line("task", task, category, counts[task], cells([task])) for task in tasks]
-  return (*lines, Line("overall", "mean of all tasks", "", len(values), cells(list(values))))
+    lines.append(Line("category", category, category, len(tasks), cells(tasks), lower))
+    lines += [Line("task", task, category, counts[task], cells([task]), lower) for task in tasks]
+  return (*lines, Line("overall", "mean of all tasks", "", len(values), cells(list(values)), lower))
 
 
 def _cell(by_task: list[dict[Any, float]], spread: Spread) -> Cell | None:
@@ -240,7 +254,7 @@ def to_text(renderable: RenderableType, width: int = 100) -> str:
 
 def metric_name(metric: str) -> str:
   """`exact_match` -> `exact match`; abbreviations keep their capitals."""
-  return METRICS.get(metric, metric.replace("_", " "))
+  return NAMES.get(metric, metric.replace("_", " "))
 
 
 def split_name(split: str) -> str:

@@ -1,201 +1,146 @@
-"""Scores of generated text against all acceptable references, per item and as a mean in 0..100. No
-TensorFlow.
+"""Metrics of a task's answers, by name. No TensorFlow.
 
-`METRICS[name](references, predictions)` is the mean of `scores(name, references, predictions)`: what is
-compared between two runs item by item is exactly what is reported.
+There are two kinds. Most score every example, and the task by the mean: what is compared between two runs item by item
+is exactly what is reported. Others (F1 of classes, correlations, calibration, BLEU of a corpus) score all examples
+together. Scores are in 0..100, correlations in -100..100; those of DISTANCES have a unit of their own.
 """
 
-import functools
 import math
-import re
-import string
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from mtx.errors import UserError, did_you_mean
-from mtx.tasks.number_metrics import (
-  digit_match,
-  digit_match_backwards,
-  length_difference,
-  total_length_difference,
-)
+from mtx.tasks import corpus_metrics, option_metrics
+from mtx.tasks.answers import Answers
+from mtx.tasks.similarities import DISTANCES, SIMILARITIES, last_number
 
 References = Sequence[Sequence[str]]
+# What an example must have: nothing; a reference; a number in the first one; options of which one is a reference; these
+# and their scores; these, and the same options in every example.
+Needs = Literal["text", "reference", "number", "options", "scores", "classes"]
 
 
-def exact(reference: str, prediction: str) -> float:
-  """1 when equal but for white space at the ends."""
-  return float(reference.strip() == prediction.strip())
+@dataclass(frozen=True)
+class Metric:
+  """One way to score answers, by exactly one of two functions. Both get at least one example, with what `needs` says.
 
-
-def exact_normalized(reference: str, prediction: str) -> float:
-  """1 when equal after `normalized`: Tk-Instruct's exact match (Wang et al. 2022, arXiv 2204.07705)."""
-  return float(normalized(reference) == normalized(prediction))
-
-
-def rouge_l(reference: str, prediction: str) -> float:
-  """F measure of the longest common subsequence of stemmed words (Lin 2004), by `rouge_score`."""
-  return _rouge().score(reference, prediction)["rougeL"].fmeasure
-
-
-def squad_em(reference: str, prediction: str) -> float:
-  """1 when equal after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250), see `_squad_words`."""
-  return float(_squad_words(reference) == _squad_words(prediction))
-
-
-def squad_f1(reference: str, prediction: str) -> float:
-  """F measure of the words that both have, after SQuAD's normalisation."""
-  return _f1(Counter(_squad_words(reference)), Counter(_squad_words(prediction)))
-
-
-def number_match(reference: str, prediction: str) -> float:
-  """1 when the last numbers of both are equal: `$1,080.00` is 1080. Without a number in the reference, as texts."""
-  gold, given = _last_number(reference), _last_number(prediction)
-  return exact_normalized(reference, prediction) if gold is None else float(gold == given)
-
-
-def answer_match(reference: str, prediction: str) -> float:
-  """1 when the answers are equal: what follows the last "answer is", or all of a text without it, up to a line's end.
-
-  Case does not count, nor does punctuation around words; an answer of nothing but symbols is compared as it stands,
-  without spaces.
+  Attributes:
+    items: score of every example; the task's is their mean.
+    together: score of all examples; NaN where it is undefined.
+    needs: what examples must have.
+    best: 100, or 0 where less is better.
   """
-  return float(_answer(reference) == _answer(prediction))
+
+  items: Callable[[Answers], list[float]] | None = None
+  together: Callable[[Answers], float] | None = None
+  needs: Needs = "text"
+  best: float = 100.0
+
+  @property
+  def ranks(self) -> bool:
+    """Whether options must have been ranked."""
+    return self.needs in ("scores", "classes")
+
+  @property
+  def chooses(self) -> bool:
+    """Whether there must be options."""
+    return self.ranks or self.needs == "options"
 
 
-def set_f1(reference: str, prediction: str) -> float:
-  """F measure of comma-separated lists as sets; case does not count."""
-  gold, given = ({" ".join(item.casefold().split()) for item in text.split(",")} for text in (reference, prediction))
-  return _f1(Counter(gold - {""}), Counter(given - {""}))
-
-
-def bleu(reference: str, prediction: str) -> float:
-  """BLEU of a sentence by `sacrebleu`: tokenizer 13a, exponential smoothing, no n-grams that the texts have not.
-
-  A mean of sentences is not the BLEU of a corpus, which pools its n-grams.
+@dataclass(frozen=True)
+class Score:
+  """Attributes:
+  value: of the task; NaN where the metric is undefined for these examples.
+  items: of each example, `value` is their mean; None where examples have none.
   """
-  return min(1.0, _bleu().sentence_score(prediction, [reference]).score / 100)
+
+  value: float
+  items: list[float] | None
 
 
-def chrf(reference: str, prediction: str) -> float:
-  """chrF2 of a sentence by `sacrebleu` (Popović 2015): n-grams of up to 6 characters, no words, recall twice."""
-  return min(1.0, _chrf().sentence_score(prediction, [reference]).score / 100)
+def evaluate(name: str, answers: Answers) -> Score:
+  """Scores a task's answers; 0 when there are none.
 
-
-def program_fits(reference: str, prediction: str) -> float:
-  """1 when the prediction, run as a program of `mtx.tasks.programs`, gives the outputs that a reference asks for."""
-  from mtx.tasks import programs  # a provider of tasks: runs without it should not register it
-
-  return programs.program_fits(reference, prediction)
-
-
-def normalized(text: str) -> str:
-  """Lower case, no ASCII punctuation, single spaces."""
-  return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def _squad_words(text: str) -> list[str]:
-  """Words without case, punctuation and English articles.
-
-  As in MLQA's script (Lewis et al. 2020, arXiv 1910.07475), which is SQuAD's for other languages: punctuation is what
-  Unicode or ASCII calls so, and characters of Chinese and Japanese, written without spaces, are words.
+  Raises:
+    UserError: an unknown metric, or one that these examples have not what it needs for.
   """
-  bare = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-  return _CJK.sub(r" \g<0> ", re.sub(r"\b(a|an|the)\b", " ", bare)).split()
+  metric = find(name)
+  if reason := lacking(name, answers):
+    raise UserError(f"metric {name!r} can not score example {reason[0]}: {reason[1]}.")
+  if metric.together is not None:
+    return Score(metric.together(answers) if len(answers) else 0.0, None)
+  assert metric.items is not None
+  items = metric.items(answers) if len(answers) else []
+  return Score(sum(items) / max(len(items), 1), items)
 
 
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+def find(name: str) -> Metric:
+  """The metric of a name.
+
+  Raises:
+    UserError: there is none; the nearest names are in the hint.
+  """
+  if name not in METRICS:
+    raise UserError(f"metric {name!r} is not known", hint=did_you_mean(name, METRICS))
+  return METRICS[name]
 
 
-def _f1(gold: Counter, given: Counter) -> float:
-  """Harmonic mean of precision and recall of two bags; two empty ones are equal."""
-  total = gold.total() + given.total()
-  return 2 * (gold & given).total() / total if total else 1.0
+def lacking(name: str, answers: Answers) -> tuple[int, str] | None:
+  """(index of the first example that a metric can not score, why); None when it can score all."""
+  needs = find(name).needs
+  for i in range(len(answers)):
+    if reason := _lacks(needs, answers, i):
+      return i, reason
+  return None
 
 
-def _last_number(text: str) -> Decimal | None:
-  """Commas group digits, by threes or the Indian way; a minus after a letter or digit is no sign."""
-  numbers = _NUMBER.findall(text)
-  return Decimal(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None
-
-
-_NUMBER = re.compile(r"(?:(?<!\w)[-−](?=\.?\d))?(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<!\w)\.\d+)")
-
-
-def _answer(text: str) -> str:
-  line = next(iter(re.split(r"\banswer is\b:?", text, flags=re.IGNORECASE)[-1].strip().splitlines()), "")
-  words = line.casefold().split()
-  # A minus stays: it may be a sign.
-  bare = [word.rstrip(string.punctuation).lstrip(string.punctuation.replace("-", "")) for word in words]
-  return " ".join(filter(None, bare)) or "".join(words).rstrip(".")
-
-
-# Metric name -> similarity of one reference and one prediction, 0..1.
-SIMILARITIES: dict[str, Callable[[str, str], float]] = {
-  "exact_match": exact,
-  "exact_match_normalized": exact_normalized,
-  "rouge_l": rouge_l,
-  "squad_em": squad_em,
-  "squad_f1": squad_f1,
-  "number_match": number_match,
-  "answer_match": answer_match,
-  "set_f1": set_f1,
-  "bleu": bleu,
-  "chrf": chrf,
-  "digit_match": digit_match,
-  "digit_match_backwards": digit_match_backwards,
-  "program_fits": program_fits,
-}
-
-# Metric name -> distance of one reference and one prediction, in a unit of its own: 0 is best.
-DISTANCES: dict[str, Callable[[str, str], float]] = {
-  "length_difference": length_difference,
-  "total_length_difference": total_length_difference,
-}
+def _lacks(needs: Needs, answers: Answers, i: int) -> str:
+  references, options, ranks = list(answers.references[i]), list(answers.options[i]), answers.option_scores[i]
+  if needs == "text":
+    return ""
+  if not references:
+    return "it has no reference"
+  if needs == "reference":
+    return ""
+  if needs == "number":
+    return "" if last_number(references[0]) is not None else f"its reference {references[0]!r} has no number"
+  if not options:
+    return "it has no options"
+  if set(references).isdisjoint(options):
+    return f"none of its options is a reference (options {options}, references {references})"
+  if needs != "options" and len(ranks) != len(options):
+    return f"{len(ranks)} scores of {len(options)} options" if len(ranks) else "its options were not ranked"
+  if needs == "classes" and sorted(options) != sorted(answers.options[0]):
+    return f"its options {options} are not those of the first example, {list(answers.options[0])}"
+  return ""
 
 
 def scores(name: str, references: References, predictions: Sequence[str]) -> list[float]:
   """Score of every item, the best over its references: 0..100, or the distance itself for a name in DISTANCES.
 
   Args:
-    name: one of METRICS.
+    name: one of METRICS that scores texts item by item.
     references: all acceptable outputs of each item; an item with none scores 0, and has no distance (NaN).
     predictions: one for each item.
 
   Raises:
-    UserError: an unknown metric.
+    UserError: an unknown metric, one that needs more than texts, or one that has no score of an item.
     ValueError: not as many predictions as items.
   """
-  if name not in METRICS:
-    raise UserError(f"metric {name!r} is not known", hint=did_you_mean(name, METRICS))
-  pairs = zip(references, predictions, strict=True)
-  if distance := DISTANCES.get(name):
-    return [min((distance(r, prediction) for r in acceptable), default=math.nan) for acceptable, prediction in pairs]
-  similarity = SIMILARITIES[name]
-  return [
-    100.0 * max((similarity(reference, prediction) for reference in acceptable), default=0.0)
-    for acceptable, prediction in pairs
-  ]
+  items = evaluate(name, Answers(references, predictions)).items
+  if items is None:
+    raise UserError(f"metric {name!r} scores all items together.", hint="`mean_score` gives its score.")
+  return items
 
 
 def mean_score(name: str, references: References, predictions: Sequence[str]) -> float:
-  """Mean of `scores`; 0 when there are no items."""
-  items = scores(name, references, predictions)
-  return sum(items) / len(items) if items else 0.0
-
-
-METRICS: dict[str, Callable[[References, Sequence[str]], float]] = {
-  name: functools.partial(mean_score, name) for name in (*SIMILARITIES, *DISTANCES)
-}
+  """Score of all items, for most metrics the mean of `scores`; 0 when there are no items."""
+  return evaluate(name, Answers(references, predictions)).value
 
 
 def seqio_metric(name: str) -> Callable[[References, Sequence[str]], dict[str, float]]:
-  """A SeqIO `metric_fn` of one of METRICS; its targets are lists of references of each item."""
+  """A SeqIO `metric_fn` of one of METRICS that needs no options; its targets are lists of references of each item."""
 
   def metric_fn(targets: References, predictions: Sequence[str]) -> dict[str, float]:
     return {name: mean_score(name, targets, predictions)}
@@ -204,22 +149,47 @@ def seqio_metric(name: str) -> Callable[[References, Sequence[str]], dict[str, f
   return metric_fn
 
 
-@functools.cache
-def _rouge():
-  from rouge_score import rouge_scorer  # brings nltk, a second that runs without ROUGE should not pay
+def _similar(similarity: Callable[[str, str], float]) -> Callable[[Answers], list[float]]:
+  """Score of every example, the best over its references."""
 
-  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+  def items(answers: Answers) -> list[float]:
+    pairs = zip(answers.references, answers.predictions, strict=True)
+    return [100.0 * max((similarity(r, p) for r in acceptable), default=0.0) for acceptable, p in pairs]
 
-
-@functools.cache
-def _bleu():
-  from sacrebleu.metrics import BLEU
-
-  return BLEU(effective_order=True)
+  return items
 
 
-@functools.cache
-def _chrf():
-  from sacrebleu.metrics import CHRF
+def _distant(distance: Callable[[str, str], float]) -> Callable[[Answers], list[float]]:
+  """Distance of every example to the nearest of its references."""
 
-  return CHRF()
+  def items(answers: Answers) -> list[float]:
+    pairs = zip(answers.references, answers.predictions, strict=True)
+    return [min((distance(r, p) for r in acceptable), default=math.nan) for acceptable, p in pairs]
+
+  return items
+
+
+def _percent(share: Callable[[Answers], float]) -> Callable[[Answers], float]:
+  return lambda answers: 100.0 * share(answers)
+
+
+def _percents(shares: Callable[[Answers], list[float]]) -> Callable[[Answers], list[float]]:
+  return lambda answers: [100.0 * share for share in shares(answers)]
+
+
+METRICS: Mapping[str, Metric] = {
+  **{name: Metric(items=_similar(similarity)) for name, similarity in SIMILARITIES.items()},
+  **{name: Metric(items=_distant(distance), best=0.0) for name, distance in DISTANCES.items()},
+  "macro_f1": Metric(together=_percent(corpus_metrics.macro_f1), needs="reference"),
+  "set_f1_micro": Metric(together=_percent(corpus_metrics.set_f1_micro), needs="reference"),
+  "corpus_bleu": Metric(together=_percent(corpus_metrics.corpus_bleu), needs="reference"),
+  "corpus_chrf": Metric(together=_percent(corpus_metrics.corpus_chrf), needs="reference"),
+  "spearman": Metric(together=_percent(corpus_metrics.spearman), needs="number"),
+  "pearson": Metric(together=_percent(corpus_metrics.pearson), needs="number"),
+  "normalized_exact_match": Metric(items=_percents(option_metrics.normalized_exact_match), needs="options"),
+  "accuracy": Metric(items=_percents(option_metrics.accuracy), needs="scores"),
+  "normalized_accuracy": Metric(items=_percents(option_metrics.normalized_accuracy), needs="scores"),
+  "ranked_macro_f1": Metric(together=_percent(option_metrics.ranked_macro_f1), needs="scores"),
+  "auroc": Metric(together=_percent(option_metrics.auroc), needs="classes"),
+  "ece": Metric(together=_percent(option_metrics.expected_calibration_error), needs="scores", best=0.0),
+}

@@ -210,7 +210,8 @@ def _register(task: TextTask, vocabulary: seqio.Vocabulary) -> None:
     preprocessors=[],
     output_features={"inputs": feature, "targets": feature},
     postprocess_fn=_references_or_text,
-    metric_fns=[seqio_metric(metric) for metric in task.metrics],
+    # SeqIO's own evaluation generates; it ranks no options.
+    metric_fns=[seqio_metric(metric) for metric in task.metrics if not METRICS[metric].chooses],
   )
 
 

@@ -40,8 +40,9 @@ Source = DataFile | Records
 SPLITS = ("train", "validation", "test")
 EXAMPLES = 100_000  # MAX_EXAMPLES_PER_DATASET_PROMPT of xP3x
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-# The tags of the release, in lower case. What mtx does not measure (AUC, correlations, edit distance) is left to the
-# metrics beside it, and where there is none to exact match or ROUGE-L.
+# The tags of the release, in lower case. What is not here is left to the metrics beside it, and where there is none to
+# exact match or ROUGE-L: mtx does not measure edit distance, correlations are of numbers, which not all of the prompts
+# with that tag ask for, and AUC (`auroc`) needs the same options in every example.
 METRICS = {
   "accuracy": ("exact_match",),
   "bleu": ("bleu",),

@@ -40,6 +40,12 @@ def registered(
   for metric in metrics:
     if metric not in METRICS:
       raise UserError(f"registered.metrics: {metric!r} is not known", hint=did_you_mean(metric, METRICS))
+    if METRICS[metric].chooses:
+      texts = [name for name, each in METRICS.items() if not each.chooses]
+      raise UserError(
+        f"registered.metrics: {metric!r} needs options, which SeqIO's tasks do not have",
+        hint=f"those of texts are: {', '.join(texts)}",
+      )
   if "" not in sys.path:
     sys.path.insert(0, "")  # a console script does not see the working directory, `python -m` does
   try:

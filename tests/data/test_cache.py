@@ -278,11 +278,11 @@ def test_reading_needs_neither_tensorflow_nor_seqio(cache_dir):
       raise SystemExit("the block does not hold")
     from mtx.data.cache import open_mixture
     from mtx.data.feed import feed, validation_batches
-    from mtx.tasks.metrics import METRICS
+    from mtx.tasks.metrics import mean_score
 
     mixture = open_mixture({str(cache_dir)!r}, "four_tasks")
     batches = iter(feed(mixture, architecture="prefix", batch=2, inputs_length=32, targets_length=8))
-    print(next(batches)["decoder_input_tokens"].shape[1], METRICS["rouge_l"]([["a b"]], ["a b"]))
+    print(next(batches)["decoder_input_tokens"].shape[1], mean_score("rouge_l", [["a b"]], ["a b"]))
     batches.close()
     assert mixture.vocabulary.decode(mixture.vocabulary.encode("plain")) == "plain"
   """

@@ -5,7 +5,9 @@ import sys
 import pytest
 
 from mtx.errors import UserError
-from mtx.tasks.metrics import DISTANCES, METRICS, mean_score, normalized, scores, seqio_metric
+from mtx.tasks.answers import Answers
+from mtx.tasks.metrics import METRICS, evaluate, mean_score, scores, seqio_metric
+from mtx.tasks.similarities import DISTANCES, normalized
 
 REFERENCES = [["The cat sat.", "A cat was sitting"], ["yes"], ["42"], [" Paris "]]
 PREDICTIONS = ["the  CAT sat", "no", "42", "Paris"]
@@ -113,16 +115,18 @@ def test_translations_are_scored_by_sacrebleu():
 NUMBERS = [["12"], ["3.5", "7"], ["100"], ["-8"]]
 
 
-@pytest.mark.parametrize("name", METRICS)
+ITEMS = [name for name, metric in METRICS.items() if metric.items is not None and not metric.chooses]
+
+
+@pytest.mark.parametrize("name", ITEMS)
 def test_a_metric_is_the_mean_of_its_items(name):
   """Right answers get the best score: 100, or a distance of 0."""
   references = NUMBERS if name.startswith("digit_match") or name in DISTANCES else REFERENCES
   items = scores(name, references, PREDICTIONS)
   assert len(items) == 4 and all(0 <= item <= 100 for item in items)
-  assert METRICS[name](references, PREDICTIONS) == pytest.approx(sum(items) / 4)
+  assert mean_score(name, references, PREDICTIONS) == pytest.approx(sum(items) / 4)
   best = 0.0 if name in DISTANCES else 100.0
-  assert METRICS[name](references, [each[0] for each in references]) == pytest.approx(best)
-  assert METRICS[name]([], []) == 0.0
+  assert mean_score(name, references, [each[0] for each in references]) == pytest.approx(best) == METRICS[name].best
   (nothing,) = scores(name, [[]], ["anything"])
   assert math.isnan(nothing) if name in DISTANCES else nothing == 0.0
 
@@ -133,20 +137,36 @@ def test_seqio_takes_the_same_metric():
   assert metric.__name__ == "exact_match"
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_no_examples_score_nothing(name):
+  assert evaluate(name, Answers([], [])).value == 0.0
+
+
 def test_what_does_not_fit_is_named():
   with pytest.raises(UserError, match="metric 'rougel' is not known\n  did you mean `rouge_l`"):
     scores("rougel", [], [])
+  with pytest.raises(UserError, match="metric 'macro_f1' scores all items together"):
+    scores("macro_f1", REFERENCES, PREDICTIONS)
+  with pytest.raises(UserError, match="metric 'spearman' can not score example 1: its reference 'yes' has no number"):
+    mean_score("spearman", [["1"], ["yes"]], ["1", "2"])
+  with pytest.raises(UserError, match="metric 'corpus_bleu' can not score example 0: it has no reference"):
+    mean_score("corpus_bleu", [[]], ["1"])
   with pytest.raises(ValueError, match="shorter"):
     scores("exact_match", REFERENCES, PREDICTIONS[:2])
 
 
 def test_scoring_imports_neither_tensorflow_nor_seqio():
   program = (
-    "import sys; from mtx.tasks.metrics import METRICS; [metric([['a']], ['a']) for metric in METRICS.values()];"
-    "print([m for m in ('tensorflow', 'seqio') if m in sys.modules])"
+    "import sys; from mtx.tasks.metrics import METRICS, Answers, evaluate\n"
+    "heavy = lambda: [m for m in sys.argv[1:] if m in sys.modules]\n"
+    "print(heavy())\n"
+    "answers = Answers([['1'], ['2']], ['1.0', '$2$'], [['1', '2']] * 2, [[2, 1], [1, 2]])\n"
+    "[evaluate(name, answers) for name in METRICS]; print(heavy())"
   )
-  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-  assert done.stdout.strip() == "[]"
+  heavy = ["tensorflow", "seqio", "sklearn", "math_verify", "sympy", "sacrebleu", "rouge_score", "scipy"]
+  done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, timeout=60, check=True)
+  before, after = done.stdout.splitlines()
+  assert (before, after) == ("[]", str(heavy[2:]))
 
 
 def test_distances_are_not_shares():
