@@ -1,7 +1,6 @@
 """Every task of the evaluation mixtures: generate, score, one row a task and metric."""
 
-import json
-import os
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,9 @@ from mtx.adapters.poly import new_router
 from mtx.adapters.routes import routing
 from mtx.data.cache import CachedTask, Example
 from mtx.eval.generate import Generator
-from mtx.tasks.metrics import scores
+from mtx.eval.rank import Ranked, Ranker
+from mtx.eval.scoring import check_examples, fits, score_lines, with_scores, write_lines
+from mtx.tasks.metrics import find
 from mtx.training.parameters import Params
 from mtx.training.session import Carried, Row, Session, rerouted
 
@@ -29,10 +30,25 @@ class Evaluation:
     examples: of each task, the first ones.
     sample: of each task in evaluations during a stage; 0 = none.
     before: whether to evaluate what a stage starts from, too.
+    metrics: beside each task's own, where its examples have what they need: ("accuracy", "ece") ranks the options of
+      every task that has some.
+
+  Raises:
+    UserError: an unknown metric.
   """
 
-  def __init__(self, mixtures: Sequence[str] = ("heldout",), examples: int = 100, sample: int = 8, before: bool = True):
+  def __init__(
+    self,
+    mixtures: Sequence[str] = ("heldout",),
+    examples: int = 100,
+    sample: int = 8,
+    before: bool = True,
+    metrics: Sequence[str] = (),
+  ):
     self.mixtures, self.examples, self.sample, self.before = mixtures, examples, sample, before
+    self.metrics = tuple(metrics)
+    for metric in self.metrics:
+      find(metric)
     self._generators: dict = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
@@ -64,7 +80,8 @@ class Evaluation:
       predictions = None if quick else session.folder(stage) / f"predictions-{name}-{step}.jsonl"
       generator = self.generator(session, model)
       samples = partial(session.reporter.samples, stage, step, name)
-      rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples)
+      more = self.metrics
+      rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples, more)
     return rows
 
   def generator(self, session: Session, model: Carried) -> Generator:
@@ -103,36 +120,66 @@ def score_tasks(
   common: Row,
   predictions_file: Path | None,
   samples: Callable[[list[Row]], None] = lambda lines: None,
+  metrics: Sequence[str] = (),
+  rank: Callable[[Params, Sequence[Example], Sequence[int]], list[Ranked]] | None = None,
 ) -> list[Row]:
   """Generates for all tasks in one go (batches mix tasks) and scores each task by its own metrics.
 
   Args:
     task_ids: router row of each task.
     common: fields that every row gets.
-    predictions_file: JSON lines, one an example: id, inputs, prediction, references and the score of every metric.
+    predictions_file: JSON lines, one an example, with all that metrics read (`mtx.eval.scoring.FIELDS`) and the score
+      of every metric that gives examples one.
     samples: called with those lines, as dicts.
+    metrics: beside each task's own, where its examples have what they need.
+    rank: ranks options, of tasks with a metric that needs it; None: by `rank` (`mtx.eval.rank`) with the generator's
+      model.
+
+  Returns:
+    A row a task and metric; none where a metric is undefined for the examples, as a correlation of equal numbers.
+
+  Raises:
+    UserError: a metric needs what an example of its task has not; before anything is generated.
   """
   chosen = [scored_examples(t, limit) for t in tasks]
+  by_task = [_metrics(task, examples, metrics) for task, examples in zip(tasks, chosen, strict=True)]
   flat = [e for examples in chosen for e in examples]
   ids = [i for i, examples in zip(task_ids, chosen, strict=True) for _ in examples]
   texts = iter(generator(params, flat, ids))
-  rows, lines = [], []
-  for task, examples in zip(tasks, chosen, strict=True):
-    outputs = [next(texts) for _ in examples]
-    references = [e["references"] for e in examples]
-    by_metric = {m: scores(m, references, outputs) for m in task.metrics}
-    for metric, values in by_metric.items():
-      value = sum(values) / max(len(values), 1)
-      row = {"task": task.name, "category": task.category, "metric": metric, "value": value, "count": len(values)}
-      rows.append({**common, **row})
-    for i, (example, output) in enumerate(zip(examples, outputs, strict=True)):
-      line = {"task": task.name, "id": example["id"], "inputs": example["text"], "prediction": output}
-      lines.append({**line, "references": example["references"], **{m: v[i] for m, v in by_metric.items()}})
+  ranked = _ranked(generator, params, chosen, by_task, task_ids, rank)
+  rows: list[Row] = []
+  written: list[Row] = []
+  for task, examples, names, order in zip(tasks, chosen, by_task, ranked, strict=True):
+    lines = [
+      {"task": task.name, "id": e["id"], "inputs": e["text"], "prediction": next(texts), "references": e["references"]}
+      | ({"options": e["options"]} if e.get("options") else {})
+      | ({"option_scores": each.scores.tolist()} if each else {})
+      for e, each in zip(examples, order, strict=True)
+    ]
+    found = score_lines(lines, names)
+    written += with_scores(lines, found)
+    for metric, score in found.items():
+      row = {"task": task.name, "category": task.category, "metric": metric, "value": score.value, "count": len(lines)}
+      rows += [] if math.isnan(score.value) else [{**common, **row}]
   if predictions_file is not None:
-    predictions_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = predictions_file.with_name(f".{predictions_file.name}.new")
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, predictions_file)
-  samples(lines)
+    write_lines(predictions_file, written)
+  samples(written)
   return rows
+
+
+def _metrics(task: CachedTask, examples: Sequence[Example], more: Sequence[str]) -> list[str]:
+  """The task's own and, of others, those that it has what they need for; UserError where it lacks that for its own."""
+  check_examples(task.name, examples, task.metrics)
+  return [*task.metrics, *(m for m in dict.fromkeys(more) if m not in task.metrics and fits(examples, m))]
+
+
+def _ranked(generator, params, chosen, by_task, task_ids, rank) -> list[list[Ranked | None]]:
+  """Of every task, its examples' options in order; None where no metric asks for it."""
+  asks = [any(find(metric).ranks for metric in names) for names in by_task]
+  if not any(asks):
+    return [[None] * len(examples) for examples in chosen]
+  rank = rank or Ranker(generator.likelihood).examples
+  flat = [e for examples, ask in zip(chosen, asks, strict=True) if ask for e in examples]
+  ids = [i for i, examples, ask in zip(task_ids, chosen, asks, strict=True) if ask for _ in examples]
+  found = iter(rank(params, flat, ids))
+  return [[next(found) if ask else None for _ in examples] for examples, ask in zip(chosen, asks, strict=True)]

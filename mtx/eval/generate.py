@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from mtx.decode.outputs import Decoded
 from mtx.decode.sampling import row_keys
 from mtx.decode.settings import Settings
 from mtx.decode.stops import for_vocabulary, trimmed
+from mtx.eval.likelihood import Likelihood
 from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.parameters import Blueprint, Params
@@ -66,7 +68,7 @@ class Generator:
     settings = for_vocabulary(settings or Settings(), vocabulary)
     self.settings = replace(settings, length=targets_length or settings.length)
     self._decode = make_decode([model], mesh, self.settings)
-    self._architecture = config.architecture
+    self._model, self._config, self._architecture = model, config, config.architecture
     self._mesh, self._vocabulary = mesh, vocabulary
     self._inputs_length, self._most = inputs_length, rows
     self._room = bucket(self.settings.length)
@@ -83,6 +85,12 @@ class Generator:
     for i, prediction in self.stream(params, examples, task_ids, key=jax.random.key(0)):
       texts[i] = prediction.texts[0]
     return texts
+
+  @cached_property
+  def likelihood(self) -> Likelihood:
+    """Of texts that the same model could have said; compiled where it is used."""
+    length = self._inputs_length
+    return Likelihood(self._model, self._config, self._mesh, self._vocabulary, inputs_length=length)
 
   def stream(
     self,
