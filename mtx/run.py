@@ -10,7 +10,7 @@ from typing import Any
 
 import gin
 
-from mtx import datatool, decodetool, ginfile, modeltool, reporttool, reproduce, startmodel, sweep
+from mtx import datatool, decodetool, ginfile, modeltool, reporttool, reproduce, scoretool, startmodel, sweep
 from mtx.check import check
 from mtx.errors import UserError
 from mtx.eval.evaluate import Evaluation
@@ -145,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
   reproduce.add_commands(commands)
   sweep.add_commands(commands)
   reporttool.add_commands(commands)
+  scoretool.add_commands(commands)
   return top
 
 
@@ -172,7 +173,8 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
     raise UserError(f"argument {others[0]!r} is not known.", hint="bindings are written --gin.NAME=VALUE")
   if arguments.command == "check":
     return check()
-  if arguments.command in ("cache", *modeltool.COMMANDS, *reporttool.COMMANDS) and bindings:
+  no_gin = ("cache", *modeltool.COMMANDS, *reporttool.COMMANDS, *scoretool.COMMANDS)
+  if arguments.command in no_gin and bindings:
     raise UserError(f"argument '--gin.{bindings[0]}' is not known.", hint=f"`mtx {arguments.command}` reads no gin")
   if arguments.command in modeltool.COMMANDS:
     return modeltool.run(arguments)
@@ -181,6 +183,8 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
     return (reproduce if arguments.command == "reproduce" else sweep).run(arguments, bindings)
   if arguments.command in reporttool.COMMANDS:
     return reporttool.run(arguments)
+  if arguments.command in scoretool.COMMANDS:
+    return scoretool.run(arguments)
   if arguments.command in ("data", "cache", "decode"):
     if bindings or getattr(arguments, "gin_file", None):
       register()
