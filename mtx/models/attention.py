@@ -1,7 +1,9 @@
 """Multi-head attention with relative, ALiBi or rotary positions, for packed rows and for decoding with a cache."""
 
 import math
+from dataclasses import replace
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,60 +11,44 @@ from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
 
+from mtx.errors import UserError, did_you_mean
 from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import Dense, RMSNorm, param
 from mtx.models.rope import Turn, rotate
-from pallas_kernels.attention.api import Mask, attention
+from pallas_kernels.attention.api import BACKENDS, attention
+from pallas_kernels.attention.bias import Buckets
+from pallas_kernels.attention.spec import AttentionSpec
 
-# Indices of queries in their rows: the same in all rows, or one list a row.
-Rows = Int[Array, " query"] | Int[Array, "batch query"]
 
-
-def relative_buckets(
-  relative: Int[Array, "*shape"], *, bidirectional: bool, buckets: int, max_distance: int
-) -> Int[Array, "*shape"]:
-  """Bucket of each key position minus query position: exact near, logarithmic far (Raffel et al. 2020, section 2.1).
+@gin.configurable("attention", allowlist=["impl"])
+def attention_impl(impl: str | None = None) -> str | None:
+  """The attention backend that models are built with, `attention.impl = 'xla_chunked'`.
 
   Args:
-    relative: key index minus query index.
-    bidirectional: half of the buckets for keys after the query; otherwise those all share bucket 0.
-    buckets: how many in all.
-    max_distance: distance from which everything shares the last bucket.
+    impl: a name in `pallas_kernels.attention.api.BACKENDS`; None: the fastest that honours what a model asks for.
+
+  Raises:
+    UserError: no such backend.
   """
-  offset = jnp.zeros_like(relative)
-  if bidirectional:
-    buckets //= 2
-    offset = jnp.where(relative > 0, buckets, 0)
-    distance = jnp.abs(relative)
-  else:
-    distance = jnp.maximum(-relative, 0)
-  exact = buckets // 2
-  # +eps keeps log(0) out of the branch that jnp.where discards.
-  ratio = jnp.log(distance.astype(jnp.float32) / exact + jnp.finfo(jnp.float32).eps) / jnp.log(max_distance / exact)
-  far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
-  return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+  if impl is not None and impl not in BACKENDS:
+    raise UserError(f"binding `attention.impl`: no backend {impl!r}.", hint=did_you_mean(impl, BACKENDS))
+  return impl
 
 
 class RelativeBias(nnx.Module):
   """One learned scalar a bucket and head, shared by all layers of a stack.
 
   Packed segments are contiguous in their row, so the difference of row indices is the difference of positions within
-  a segment, and one [heads, query, key] bias serves the whole batch.
+  a segment, and one bias serves the whole batch.
   """
 
   def __init__(self, heads: int, *, bidirectional: bool, buckets: int, max_distance: int, std: float, rngs: nnx.Rngs):
     self.table = param(nnx.initializers.normal(std), (buckets, heads), ("bucket", "heads"), rngs)
-    self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
+    self.bidirectional, self.max_distance = bidirectional, max_distance
 
-  def __call__(self, query: Rows, key: int) -> Float[Array, "*batch heads query key"]:
-    index = relative_buckets(
-      jnp.arange(key) - query[..., None],
-      bidirectional=self.bidirectional,
-      buckets=self.buckets,
-      max_distance=self.max_distance,
-    )
-    return jnp.moveaxis(self.table[...][index], -1, -3)
+  def __call__(self) -> Buckets:
+    return Buckets(self.table[...], self.bidirectional, self.max_distance)
 
 
 def alibi_slopes(heads: int) -> Float64[np.ndarray, " heads"]:
@@ -72,12 +58,6 @@ def alibi_slopes(heads: int) -> Float64[np.ndarray, " heads"]:
   slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
   between = 2.0 ** (-4 * np.arange(1, 2 * (heads - power), 2) / power)
   return np.concatenate([slopes, between])
-
-
-def alibi(heads: int, query: Rows, key: int) -> Float[Array, "*batch heads query key"]:
-  """The bias slope * (key index - query index); nothing is learned."""
-  relative = (jnp.arange(key) - query[..., None]).astype(jnp.float32)
-  return jnp.asarray(alibi_slopes(heads), jnp.float32)[:, None, None] * relative[..., None, :, :]
 
 
 class Attention(nnx.Module):
@@ -96,6 +76,7 @@ class Attention(nnx.Module):
     self.q_norm = each() if c.qk_norm else None
     self.k_norm = each() if c.qk_norm else None
     self.d_kv, self.scale, self.soft_cap = c.d_kv, c.attention_scale, c.attention_soft_cap
+    self.impl = attention_impl()
 
   def split(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch length heads d_kv"]:
     return x.reshape(*x.shape[:-1], -1, self.d_kv)
@@ -114,8 +95,7 @@ class Attention(nnx.Module):
     x: Float[Array, "batch query d_model"],
     ctx: Context,
     keys_values: dict[str, Array],
-    mask: Mask,
-    bias: Float[Array, "*batch heads query key"] | None,
+    spec: AttentionSpec,
     turn: Turn | None = None,
   ) -> Float[Array, "batch query d_model"]:
     q = self.split(self.q(x, ctx.fold(0)))
@@ -123,7 +103,8 @@ class Attention(nnx.Module):
       q = self.q_norm(q)
     if turn is not None:
       q = rotate(q, turn)
-    y = attention(q, keys_values["k"], keys_values["v"], mask, bias, scale=self.scale, soft_cap=self.soft_cap)
+    spec = replace(spec, scale=self.scale, soft_cap=self.soft_cap)
+    y = attention(q, keys_values["k"], keys_values["v"], spec, impl=self.impl)
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 

@@ -10,7 +10,7 @@ from mtx.models.context import Context, context
 from mtx.models.head import Head
 from mtx.models.outputs import Outputs
 from mtx.models.stack import Stack
-from pallas_kernels.attention.api import Mask
+from pallas_kernels.attention.spec import AttentionSpec
 
 
 class Decoder(nnx.Module):
@@ -25,8 +25,8 @@ class Decoder(nnx.Module):
     """Teacher-forced logits of a packed or padded batch (features: mtx/data/convert.py)."""
     ctx = context(batch, "decoder", key, step)
     prefix = batch["decoder_causal_attention"] > 0 if self.config.architecture == "prefix" else None
-    mask = Mask(ctx.segment_ids, ctx.segment_ids, prefix=prefix, causal=True)
-    x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"], ctx.positions), ctx, mask)
+    spec = AttentionSpec(ctx.segment_ids, ctx.segment_ids, prefix=prefix, causal=True)
+    x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"], ctx.positions), ctx, spec)
     return Outputs(self.head.logits(x, ctx))
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
@@ -41,8 +41,8 @@ class Decoder(nnx.Module):
       prefix = room(prompts["decoder_causal_attention"] > 0, False)
     x = self.head.embed(prompts["decoder_input_tokens"], ctx.positions)
     layers = {"self": self.decoder.empty_cache(self.config, batch, prompt + length, x.dtype)}
-    mask = Mask(ctx.segment_ids, segments, prefix=prefix, causal=True)
-    x, layers = self.decoder(x, ctx, mask, cache=layers, index=0)
+    spec = AttentionSpec(ctx.segment_ids, segments, prefix=prefix, causal=True)
+    x, layers = self.decoder(x, ctx, spec, cache=layers, index=0)
     cache = {
       "layers": layers,
       "segments": segments,
@@ -59,8 +59,8 @@ class Decoder(nnx.Module):
     positions = cache["positions"][:, None] + jnp.arange(n)
     ctx = Context(cache["task_ids"], segment_ids=ones, positions=positions)
     # The whole prompt lies before these tokens: causal order shows it to them, prefix or not.
-    mask = Mask(ones, cache["segments"], offset=index, causal=True)
-    x, layers = self.decoder(self.head.embed(tokens, positions), ctx, mask, cache=cache["layers"], index=index)
+    spec = AttentionSpec(ones, cache["segments"], offset=index, causal=True)
+    x, layers = self.decoder(self.head.embed(tokens, positions), ctx, spec, cache=cache["layers"], index=index)
     step = {"layers": layers, "index": index + n, "positions": cache["positions"] + n}
     return self.head.logits(x, ctx), {**cache, **step}
 

@@ -10,7 +10,7 @@ from mtx.models.context import Context, context
 from mtx.models.head import Head
 from mtx.models.outputs import Outputs
 from mtx.models.stack import Stack
-from pallas_kernels.attention.api import Mask
+from pallas_kernels.attention.spec import AttentionSpec
 
 
 class EncoderDecoder(nnx.Module):
@@ -24,16 +24,16 @@ class EncoderDecoder(nnx.Module):
 
   def encode(self, batch: dict[str, Array], ctx: Context) -> Float[Array, "batch length d_model"]:
     x = self.head.embed(batch["encoder_input_tokens"], ctx.positions, "encoder")
-    return self.encoder(x, ctx, Mask(ctx.segment_ids, ctx.segment_ids))[0]
+    return self.encoder(x, ctx, AttentionSpec(ctx.segment_ids, ctx.segment_ids))[0]
 
   def __call__(self, batch: dict[str, Array], *, key: PRNGKeyArray | None = None, step=0) -> Outputs:
     """Teacher-forced logits of a packed or padded batch (features: mtx/data/convert.py)."""
     ctx = context(batch, "encoder", key, step)
     encoded = self.encode(batch, ctx.fold(0))
     out = context(batch, "decoder", key, step).fold(1)
-    source = (encoded, ctx.with_key(None), Mask(out.segment_ids, ctx.segment_ids))
+    source = (encoded, ctx.with_key(None), AttentionSpec(out.segment_ids, ctx.segment_ids))
     x = self.head.embed(batch["decoder_input_tokens"], out.positions)
-    x, _ = self.decoder(x, out, Mask(out.segment_ids, out.segment_ids, causal=True), source=source)
+    x, _ = self.decoder(x, out, AttentionSpec(out.segment_ids, out.segment_ids, causal=True), source=source)
     return Outputs(self.head.logits(x, out))
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
@@ -59,10 +59,10 @@ class EncoderDecoder(nnx.Module):
     positions = jnp.broadcast_to(jnp.reshape(index, (-1, 1)) + jnp.arange(n), tokens.shape)
     ctx = Context(cache["task_ids"], segment_ids=ones, positions=positions)
     seen = jnp.ones((tokens.shape[0], cache["layers"]["self"]["k"].shape[3]), jnp.int32)
-    mask = Mask(ones, seen, offset=index, causal=True)
-    source = (None, ctx, Mask(ones, cache["source_segments"]))
+    spec = AttentionSpec(ones, seen, offset=index, causal=True)
+    source = (None, ctx, AttentionSpec(ones, cache["source_segments"]))
     x = self.head.embed(tokens, positions)
-    x, layers = self.decoder(x, ctx, mask, source=source, cache=cache["layers"], index=index)
+    x, layers = self.decoder(x, ctx, spec, source=source, cache=cache["layers"], index=index)
     return self.head.logits(x, ctx), {**cache, "layers": layers, "index": index + n}
 
   def decode_step(self, tokens: Int[Array, " batch"], cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:

@@ -10,12 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from mtx.errors import UserError
-from mtx.models.attention import Attention, RelativeBias, alibi, stored, write
+from mtx.models.attention import Attention, RelativeBias, alibi_slopes, attention_impl, stored, write
 from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import SAVED, Dense, dropout, norm
 from mtx.models.rope import Turn, frequencies, turn
-from pallas_kernels.attention.api import Mask
+from pallas_kernels.attention.api import prepared
+from pallas_kernels.attention.bias import Alibi, Bias, DenseBias
+from pallas_kernels.attention.spec import AttentionSpec
 
 ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -62,12 +64,12 @@ class Block(nnx.Module):
       self.cross_attention = Attention(c, rngs=rngs)
     self.rate, self.parallel, self.post = c.dropout, c.parallel, c.placement == "post"
 
-  def __call__(self, x, ctx: Context, mask: Mask, bias, turn: Turn | None, *, source=None, cache=None):
+  def __call__(self, x, ctx: Context, spec: AttentionSpec, turn: Turn | None, *, source=None, cache=None):
     """One layer.
 
     Args:
       x: [batch, query, d_model].
-      source: (encoder output, encoder context, cross mask) of an encoder-decoder.
+      source: (encoder output, encoder context, who sees what of it) of an encoder-decoder.
       cache: when decoding, a function from this call's keys and values to all that a query may see, and this
         layer's cross keys and values.
     """
@@ -77,15 +79,15 @@ class Block(nnx.Module):
     def attend(h):
       seen = self.self_attention.keys_values(h, ctx, turn)
       seen = seen if extended is None else extended(seen)
-      return self.self_attention(h, ctx, seen, mask, bias, turn)
+      return self.self_attention(h, ctx, seen, spec, turn)
 
     def look(h):
-      encoded, encoded_ctx, cross_mask = source
+      encoded, encoded_ctx, cross_spec = source
       site = ctx.fold(16)
       seen = cross
       if seen is None:
         seen = self.cross_attention.keys_values(encoded, encoded_ctx.with_key(site.key))
-      return self.cross_attention(h, site, seen, cross_mask, None)
+      return self.cross_attention(h, site, seen, cross_spec)
 
     think = lambda h: self.mlp(h, ctx, self.rate, keys[2])
     if self.parallel:
@@ -125,6 +127,7 @@ class Stack(nnx.Module):
     )
     self.relative_bias = learned() if c.relative_buckets else None
     self.depth, self.rate, self.remat, self.unroll = layers, c.dropout, c.remat, c.unroll
+    self.impl = attention_impl()
     self.alibi = c.heads if c.alibi else 0
     self.window = c.window
     self.windowed = tuple(c.window_layers) or (1,) * layers
@@ -136,11 +139,12 @@ class Stack(nnx.Module):
     self.magnitudes = (scaling.get("magnitude", 1.0), 1.0)
     self.longest = scaling.get("longest", 0)
 
-  def __call__(self, x, ctx: Context, mask: Mask, *, source=None, cache=None, index=0):
+  def __call__(self, x, ctx: Context, spec: AttentionSpec, *, source=None, cache=None, index=0):
     """Runs all layers over x [batch, query, d_model].
 
     Args:
-      source: (encoder output, encoder context, cross mask) of an encoder-decoder.
+      spec: who sees whom; scale, cap and bias are the stack's own.
+      source: (encoder output, encoder context, who sees what of it) of an encoder-decoder.
       cache: {"self": {k, v}, "cross": {k, v}} of all layers when decoding; cross keys are already complete.
       index: row position of the first query, one for all rows or one a row; the new keys are written there.
 
@@ -154,7 +158,7 @@ class Stack(nnx.Module):
         "mtx does not do.",
         hint=f"rows, and prompts with what is decoded after them, may have {self.longest} tokens",
       )
-    bias = self._bias(x.shape[1], length, index)
+    spec = prepared(replace(spec, bias=self._bias(x.shape[1], length, spec.offset)), x.shape[1], length, self.impl)
     turns = [
       None if f is None else turn(ctx.positions, np.array(f), magnitude)
       for f, magnitude in zip(self.frequencies, self.magnitudes, strict=True)
@@ -164,14 +168,14 @@ class Stack(nnx.Module):
       keys = jax.random.split(ctx.key, self.depth + 2)
       x = dropout(x, self.rate, keys[-1])
 
-    def positions(windowed) -> tuple[Mask, Array | None, Turn | None]:
-      """Mask, bias and rotation of a layer."""
+    def positions(windowed) -> tuple[AttentionSpec, Turn | None]:
+      """What a layer attends to, and its rotation."""
       if not self.window:
-        return mask, bias, turns[0]
-      limited = replace(mask, window=jnp.where(windowed, self.window, NO_WINDOW))
+        return spec, turns[0]
+      limited = replace(spec, window=jnp.where(windowed, self.window, NO_WINDOW))
       if turns[1] is None:
-        return limited, bias, turns[0]
-      return limited, bias, jax.tree.map(lambda own, other: jnp.where(windowed, own, other), turns[1], turns[0])
+        return limited, turns[0]
+      return limited, jax.tree.map(lambda own, other: jnp.where(windowed, own, other), turns[1], turns[0])
 
     windowed = jnp.array(self.windowed, bool) if self.window else None
     layer_keys = None if keys is None else keys[: self.depth]
@@ -206,13 +210,15 @@ class Stack(nnx.Module):
       x = self.norm(x)
     return (x if keys is None else dropout(x, self.rate, keys[self.depth])), cache
 
-  def _bias(self, query: int, key: int, index) -> Float[Array, "*batch heads query key"] | None:
-    rows = jnp.arange(query) + jnp.asarray(index)[..., None]
-    bias = None if self.relative_bias is None else self.relative_bias(rows, key)
-    if self.alibi:
-      slopes = alibi(self.alibi, rows, key)
-      bias = slopes if bias is None else bias + slopes
-    return bias
+  def _bias(self, query: int, key: int, offset) -> Bias | None:
+    learned = None if self.relative_bias is None else self.relative_bias()
+    if not self.alibi:
+      return learned
+    linear = Alibi(jnp.asarray(alibi_slopes(self.alibi), jnp.float32))
+    if learned is None:
+      return linear
+    each = (AttentionSpec(bias=bias, offset=offset).dense_bias(query, key) for bias in (learned, linear))
+    return DenseBias(sum(each))
 
   def cross_keys_values(self, encoded, ctx: Context) -> dict[str, Array]:
     """Cross-attention keys and values of every layer, [layer, batch, kv_heads, key, d_kv]."""

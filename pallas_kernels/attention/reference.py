@@ -1,48 +1,38 @@
-"""Attention in plain XLA: the semantics that every backend must meet."""
+"""Attention written out, for what it means and not for speed: every backend is held against it."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.spec import Mask
-
-# Finite, so that a query with no visible key gives a finite (ignored) output instead of NaN.
-HIDDEN = -1e30
+from pallas_kernels.attention.spec import AttentionSpec
 
 
 def attention(
   q: Float[Array, "batch query heads d_kv"],
   k: Float[Array, "batch key kv_heads d_kv"],
   v: Float[Array, "batch key kv_heads d_kv"],
-  mask: Mask,
-  bias: Float[Array, "heads query key"] | Float[Array, "batch heads query key"] | None = None,
-  *,
-  scale: float = 1.0,
-  soft_cap: float = 0.0,
+  spec: AttentionSpec,
 ) -> Float[Array, "batch query heads d_kv"]:
-  """softmax(cap(scale * q k^T) + bias, masked) v, with the softmax in float32.
-
-  T5 folds the scale into the initialisation of q, hence the default 1.0 (Raffel et al. 2020, arXiv 1910.10683).
+  """Dense attention in float64 where x64 is enabled, else in float32; the result has q's dtype.
 
   Args:
     k, v: fewer heads than q serve groups of its heads: head h of q uses head h // (heads / kv_heads).
-    soft_cap: c of cap(s) = c tanh(s / c) (Gemma 2, arXiv 2408.00118); 0: no cap.
   """
-  groups = q.shape[2] // k.shape[2]
-  if groups == 1:
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-  else:
-    grouped = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-  if scale != 1.0:
-    scores = scores * scale
-  if soft_cap:
-    scores = jnp.tanh(scores / soft_cap) * soft_cap
+  dtype = jnp.promote_types(jnp.asarray(0.0).dtype, jnp.float32)
+  repeat = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(x.astype(dtype), repeat, axis=2) for x in (k, v))
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q.astype(dtype), k, precision="highest") * spec.scale
+  if spec.soft_cap:
+    scores = jnp.tanh(scores / spec.soft_cap) * spec.soft_cap
+  bias = spec.dense_bias(q.shape[1], k.shape[1])
   if bias is not None:
-    scores = scores + bias.astype(jnp.float32)
-  weights = jax.nn.softmax(jnp.where(mask.allowed(), scores, HIDDEN), axis=-1).astype(v.dtype)
-  if groups == 1:
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-  weights = weights.reshape(q.shape[0], k.shape[2], groups, *weights.shape[2:])
-  return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v).reshape(q.shape)
+    scores = scores + bias.astype(dtype)
+  allowed = spec.allowed(q.shape[1], k.shape[1])
+  allowed = jnp.ones((1, 1, 1, 1), bool) if allowed is None else allowed
+  # The largest visible score, and any number where there is none: exp stays finite, and so do gradients.
+  highest = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True)
+  highest = jnp.where(jnp.isfinite(highest), highest, 0)
+  exponent = jnp.where(allowed, scores - highest, 0)
+  weights = jnp.where(allowed, jnp.exp(exponent), 0)
+  total = weights.sum(-1, keepdims=True)
+  weights = weights / jnp.where(total > 0, total, 1)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest").astype(q.dtype)

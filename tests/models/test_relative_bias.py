@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtx.models.attention import RelativeBias, relative_buckets
+from mtx.models.attention import RelativeBias
+from pallas_kernels.attention.bias import relative_buckets
+from pallas_kernels.attention.spec import AttentionSpec
 
 
 @pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 16), (16, 128), (6, 20)])
@@ -26,9 +28,10 @@ def test_buckets_equal_transformers(bidirectional, buckets, max_distance):
 def test_bias_is_toeplitz_and_offset_slices_it():
   """The bias depends on key minus query alone; `offset` gives the rows of a longer square, as decoding needs."""
   make = lambda rngs: RelativeBias(3, bidirectional=False, buckets=8, max_distance=16, std=1.0, rngs=rngs)
-  bias = make(nnx.Rngs(0))
-  square = np.asarray(bias(jnp.arange(12), 12))
+  bias = make(nnx.Rngs(0))()
+  square = np.asarray(AttentionSpec(bias=bias).dense_bias(12, 12))[0]
   assert square.shape == (3, 12, 12)
   np.testing.assert_array_equal(square[:, 1:, 1:], square[:, :-1, :-1])
-  np.testing.assert_array_equal(jax.jit(lambda i: bias(i + jnp.arange(2), 12))(7), square[:, 7:9])
+  rows = jax.jit(lambda i: AttentionSpec(bias=bias, offset=i).dense_bias(2, 12)[0])(jnp.int32(7))
+  np.testing.assert_array_equal(rows, square[:, 7:9])
   assert len(np.unique(square[0])) == 8 - 1  # 12 positions do not reach the last bucket
