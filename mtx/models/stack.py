@@ -217,8 +217,8 @@ class Stack(nnx.Module):
     linear = Alibi(jnp.asarray(alibi_slopes(self.alibi), jnp.float32))
     if learned is None:
       return linear
-    each = (AttentionSpec(bias=bias, offset=offset).dense_bias(query, key) for bias in (learned, linear))
-    return DenseBias(sum(each))
+    both = [AttentionSpec(bias=bias, offset=offset).dense_bias(query, key) for bias in (learned, linear)]
+    return DenseBias(jax.tree.reduce(jnp.add, both))
 
   def cross_keys_values(self, encoded, ctx: Context) -> dict[str, Array]:
     """Cross-attention keys and values of every layer, [layer, batch, kv_heads, key, d_kv]."""

@@ -324,8 +324,8 @@ def write_peft(
     config |= {"lora_alpha": alpha * config["r"] / settings["rank"], "lora_dropout": 0.0, "bias": "none"}
     config["fan_in_fan_out"] = conv1d == {True}
     for module, found in hung.items():
-      for which, each in zip("ab", _one_lora(found, config["r"]), strict=True):
-        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = each
+      for which, factor in zip("ab", _one_lora(found, config["r"]), strict=True):
+        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = factor
   else:
     config |= {"poly_type": "poly", "n_tasks": injection.tasks, "n_skills": settings["skills"]}
     config["n_splits"] = settings["splits"]

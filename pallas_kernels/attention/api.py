@@ -41,9 +41,9 @@ def chosen(queries: int, keys: int) -> str:
 
 def prepared(spec: AttentionSpec, queries: int, keys: int, impl: str | None = None) -> AttentionSpec:
   """The spec with what a stack's layers share computed once: a bias that the backend reads written out is so here."""
-  if spec.bias is None or (chosen(queries, keys) if impl is None else impl) not in DENSE:
-    return spec
-  return replace(spec, bias=DenseBias(spec.dense_bias(queries, keys)))
+  reads_dense = (chosen(queries, keys) if impl is None else impl) in DENSE
+  bias = spec.dense_bias(queries, keys) if reads_dense else None
+  return spec if bias is None else replace(spec, bias=DenseBias(bias))
 
 
 def attention(
