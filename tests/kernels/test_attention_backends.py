@@ -1,6 +1,5 @@
 """Every attention backend, values and gradients, against the reference in float64; isolation; what nothing sees."""
 
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +15,6 @@ from pallas_kernels.attention.api import BACKENDS, attention, backend, prepared
 from pallas_kernels.attention.bias import Alibi, Buckets, DenseBias
 from pallas_kernels.attention.spec import AttentionSpec
 
-SPECS = int(os.environ.get("ATTENTION_SPECS", 60))  # of the sweep; `make test-nightly` draws more
 # Blocks smaller than most lengths, so that there are several, and a last one that is not full.
 TESTED = {"xla": xla.attention, "xla_chunked": partial(chunked.attention, block_q=8, block_k=16)}
 
@@ -75,9 +73,7 @@ def outputs(functions, q, k, v, spec, dtype):
   return [jax.tree.leaves(each) for each in run(cast((q, k, v, spec.bias)), replace(spec, bias=None))]
 
 
-@settings(max_examples=SPECS, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(cases())
-def test_backends_equal_the_reference(case):
+def check(case) -> None:
   """Values and all gradients in float32, to 1e-5 of the largest of each array."""
   with jax.enable_x64(True):
     (wanted,) = outputs([reference.attention], *case, jnp.float64)
@@ -86,6 +82,22 @@ def test_backends_equal_the_reference(case):
     for here, there in zip(found, wanted, strict=True):
       scale = 1 + np.abs(there).max()
       assert np.abs(np.asarray(here, np.float64) - there).max() <= 1e-5 * scale, (name, case[3].features)
+
+
+sweep = partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@sweep(max_examples=60)
+@given(cases())
+def test_backends_equal_the_reference(case):
+  check(case)
+
+
+@pytest.mark.slow
+@sweep(max_examples=500)
+@given(cases())
+def test_backends_equal_the_reference_at_length(case):
+  check(case)
 
 
 def case_of(seed, *, dtype=jnp.float32, batch=2, queries=24, keys=40, heads=4, shared=2, **fields):
