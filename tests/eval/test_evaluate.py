@@ -1,12 +1,15 @@
 """Rows of an evaluation are the metrics of its predictions, under the router rows that belong to the tasks."""
 
 import json
+import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
+from mtx.adapters.routes import routing
 from mtx.eval.evaluate import Evaluation, score_tasks, scored_examples
 from mtx.tasks.metrics import mean_score
 from mtx.training.session import rerouted
@@ -78,6 +81,34 @@ def test_unknown_tasks_mix_all_skills(carried, session_of, task_of, predict, tmp
   assert {r["count"] for r in quick} == {3} and not list(tmp_path.glob("quick/predictions-*"))
   evaluation.sample = 0
   assert evaluation(session, carried, "quick", 8, True) == []
+
+
+def test_evaluations_are_in_tensorboard(carried, session_of, task_of, tmp_path):
+  """What routes and samples TensorBoard has is what the router weighs and the predictions file says."""
+  tasks = [task_of("sort"), task_of("copy")]
+  session = session_of(tmp_path, train=tasks)
+  Evaluation(mixtures=("train",), examples=3)(session, carried, "route", 7, False)
+  (file,) = (tmp_path / "events" / "route-evaluation").iterdir()
+  data, at, values = file.read_bytes(), 0, {}
+  while at < len(data):
+    (length,) = struct.unpack("<Q", data[at : at + 8])
+    event = Event.FromString(data[at + 12 : at + 12 + length])
+    values |= {(event.step, value.tag): value for value in event.summary.value}
+    at += 16 + length
+  weights = routing(carried.params, carried.model.axes)
+  assert values.keys() == {(7, f"routes/split_{i}") for i in range(weights.shape[1])} | {
+    (7, "samples/train/text_summary")
+  }
+  for split in range(weights.shape[1]):
+    histogram = values[7, f"routes/split_{split}"].histo
+    assert histogram.num == weights[:, split].size
+    assert histogram.sum == pytest.approx(weights[:, split].sum(), rel=1e-5)
+    assert (histogram.min, histogram.max) == pytest.approx((weights[:, split].min(), weights[:, split].max()))
+  table = values[7, "samples/train/text_summary"].tensor.string_val[0].decode().splitlines()[2:]
+  written = lines(tmp_path / "route" / "predictions-train-7.jsonl")
+  assert len(table) == len(written) == 6
+  for row, line in zip(table, [written[i] for i in (0, 3, 1, 4, 2, 5)], strict=True):
+    assert row.startswith(f"| {line['task']} | {line['inputs']} | ")
 
 
 def test_rerouting_replaces_task_axes_alone(carried, session_of):

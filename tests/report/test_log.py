@@ -118,7 +118,11 @@ def test_routes_and_samples_are_shown_and_outlive_a_restart(tmp_path):
   assert {tag for _, tag in shown} == {"routes/split_0", "routes/split_1", "samples/heldout/text_summary"}
   histogram = shown[20, "routes/split_1"].histo
   assert histogram.num == 12 and histogram.sum == pytest.approx(weights[:, 1].sum() / 20)
-  text = shown[10, "samples/heldout/text_summary"].tensor.string_val[0].decode().splitlines()
+  below = [(weights[:, 1] / 20 < limit).sum() for limit in histogram.bucket_limit]
+  assert np.cumsum(histogram.bucket).tolist() == below and below[-1] == 12
+  samples = shown[10, "samples/heldout/text_summary"]
+  assert samples.metadata.plugin_data.plugin_name == "text"  # by which TensorBoard finds what it shows as Markdown
+  text = samples.tensor.string_val[0].decode().splitlines()
   assert text[2] == "| sort | a&#124;b<br>&lt;b> | x / y | &#95;z&#95; |"
   assert text[3].startswith("| copy |") and len(text) == 4
   saved = json.loads((tmp_path / "route" / "routing.json").read_text())

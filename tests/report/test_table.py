@@ -41,6 +41,14 @@ def values(rows, method, tasks):
   )
 
 
+@pytest.mark.parametrize("metric", ["exact_match", "ece"])
+def test_the_best_is_the_lowest_where_less_is_better(rows, metric):
+  (scores,) = tabulate([row | {"metric": metric} for row in rows])
+  for line in scores.lines:
+    means = [round(cell.mean, 1) for cell in line.cells]
+    assert line.best == (min(means) if metric == "ece" else max(means))
+
+
 @pytest.mark.parametrize("spread", ["half-range", "std"])
 def test_means_and_spreads_equal_numpy(rows, spread):
   np.random.default_rng(1).shuffle(rows)

@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mtx.data.cache import open_mixture
 from mtx.errors import UserError
 from mtx.tasks.encode import encoded
 from mtx.tasks.holdout import hold_out
+from mtx.tasks.metrics import mean_score
 from mtx.tasks.mixture import mixture
 from mtx.tasks.rates import benchmark_shares, by_category, explicit, proportional, temperature, uniform
 from mtx.tasks.source import seqio
@@ -58,6 +60,26 @@ def test_seqio_reads_the_same_tokens_as_the_cache_builder():
       assert (a["id"], a["references"]) == (b["id"].decode(), json.loads(b["references"]))
       if a["text"] and task.name == "zoo_text":
         assert a["inputs"].tolist() == [*v.encode_tf(a["text"]).numpy().tolist(), 1]
+
+
+def test_seqio_scores_by_the_same_metrics():
+  """Through SeqIO's own metric class: of texts, item by item and together; without those of options."""
+  metrics = ("rouge_l", "macro_f1", "accuracy")
+  task = replace(text_task("zoo_metrics", validation=4), metrics=metrics)
+  mixture([collection("zoo", [task])], **BYTES)
+  registered = seqio.TaskRegistry.get("zoo_metrics")
+  assert [each.__name__ for each in registered.metric_fns] == ["rouge_l", "macro_f1"]
+  references, said = [["a cat"], ["no"], ["no"], ["a cat", "cat"]], ["the cat", "no", "no", "cat"]
+  encoded_said = [registered.output_features["targets"].vocabulary.encode(text) for text in said]
+  output = np.array([tokens + [0] * (8 - len(tokens)) for tokens in encoded_said], np.int32)
+  for metric_fn in registered.metric_fns:
+    metric = seqio.metrics.LegacyMetric.empty(metric_fn, registered.postprocess_fn)
+    found = metric.from_model_output(
+      inputs=[{"references": json.dumps(each), "targets_pretokenized": ""} for each in references],
+      model_output=output,
+      features=registered.output_features,
+    ).compute()
+    assert found == {metric_fn.__name__: mean_score(metric_fn.__name__, references, said)}
 
 
 def test_the_loss_of_a_conversation_counts_answers_only():

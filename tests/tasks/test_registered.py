@@ -62,6 +62,10 @@ def test_what_does_not_fit_is_named(module, tmp_path):
   assert registered(module, "mine", "mine").heldout == "mine"  # judged by the tasks' own test splits
   with pytest.raises(UserError, match=r"registered.metrics: 'rouge' is not known\n.*`rouge_l`"):
     registered(module, "mine", "mine", metrics=("rouge",))
+  with pytest.raises(
+    UserError, match=r"registered.metrics: 'auroc' needs options, which .*\n.*exact_match, .*macro_f1"
+  ):
+    registered(module, "mine", "mine", metrics=("exact_match", "auroc"))
   (tmp_path / "broken_tasks.py").write_text("import no_such_package\n")
   with pytest.raises(ModuleNotFoundError, match="no_such_package"):
     registered("broken_tasks", "mine", "mine")
