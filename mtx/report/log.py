@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+from tensorboardX.summary import histogram, scalar, text
 
 from mtx.errors import UserError
 
@@ -21,6 +23,7 @@ RESULTS = "results.json"
 ROUTING = "routing.json"
 MOST_SAMPLES = 12  # of one evaluation
 LONGEST_SAMPLE = 600  # characters of a text
+ROUTE_BINS = np.linspace(0, 1.02, 52)  # the same at all steps; a weight of 1 is in the last
 RESERVED = ("stage", "step", "time")
 RESULT_KEY = ("stage", "method", "task", "split", "metric", "seed")
 # JSON has no NaN and no infinities; these are the spellings of the protocol buffers' JSON mapping.
@@ -33,7 +36,7 @@ class RunLog:
   `run_dir/metrics.jsonl` is the record: every line is on its way to the disk when `scalars` returns, so a
   killed process loses none. The events in `run_dir/events/<stage>` are a view of it; TensorBoard's writer
   buffers them, so `resume` writes them anew from the lines. What evaluations add (routes, samples) is rare: it lies
-  in `run_dir/events/<stage>-evaluation`, is flushed at once, and stays.
+  in `run_dir/events/<stage>-evaluation`, is on disk when `routes` and `samples` return, and stays.
 
   In a run of several processes only the first makes one.
 
@@ -100,10 +103,8 @@ class RunLog:
       step: optimizer steps done in this stage.
       tasks: names of the rows.
     """
-    writer = self._evaluation()
-    for split in range(weights.shape[1]):
-      writer.add_histogram(f"routes/split_{split}", weights[:, split].ravel(), step)
-    writer.flush()
+    splits = range(weights.shape[1])
+    self._add_evaluation(step, [histogram(f"routes/split_{i}", weights[:, i].ravel(), ROUTE_BINS) for i in splits])
     path = self.path.parent / self.stage / ROUTING
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = np.round(weights.astype(float), 5).tolist()
@@ -125,9 +126,7 @@ class RunLog:
     for line, _ in zip(turns, range(MOST_SAMPLES), strict=False):
       texts = (line["task"], line.get("inputs", ""), " / ".join(line["references"]), line["prediction"])
       rows.append("| " + " | ".join(map(_cell, texts)) + " |")
-    writer = self._evaluation()
-    writer.add_text(f"samples/{name}", "\n".join(rows), step)
-    writer.flush()
+    self._add_evaluation(step, [text(f"samples/{name}", "\n".join(rows))])
 
   def close(self) -> None:
     """Writes out what TensorBoard's writer still holds. The log can be used again."""
@@ -152,10 +151,21 @@ class RunLog:
     self._file = self.path.open("a", encoding="utf-8")
     self._writer = _writer(self.events, purge_step)
 
-  def _evaluation(self, purge_step: int | None = None) -> SummaryWriter:
+  def _evaluation(self, purge_step: int | None = None) -> EventsWriter:
+    """Without a queue: `SummaryWriter` writes later, in a thread, and its flush does not wait for that."""
     if self._seldom is None:
-      self._seldom = _writer(self.events.with_name(f"{self.stage}-evaluation"), purge_step)
+      folder = self.events.with_name(f"{self.stage}-evaluation")
+      folder.mkdir(parents=True, exist_ok=True)
+      self._seldom = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+      if purge_step is not None:
+        self._seldom.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
     return self._seldom
+
+  def _add_evaluation(self, step: int, summaries: Sequence[Summary]) -> None:
+    values = [value for each in summaries for value in each.value]
+    writer = self._evaluation()
+    writer.write_event(Event(step=int(step), wall_time=time.time(), summary=Summary(value=values)))
+    writer.flush()
 
   def _add_events(self, metrics: Mapping[str, Any]) -> None:
     # One event a step, not one a scalar: the checksum and the queue are what costs.
