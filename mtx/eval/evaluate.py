@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import gin
 
@@ -11,11 +12,20 @@ from mtx.adapters.poly import new_router
 from mtx.adapters.routes import routing
 from mtx.data.cache import CachedTask, Example
 from mtx.eval.generate import Generator
-from mtx.eval.rank import Ranked, Ranker
+from mtx.eval.likelihood import Likelihood
+from mtx.eval.rank import Chooser, Ranked, Ranker
 from mtx.eval.scoring import check_examples, fits, score_lines, with_scores, write_lines
 from mtx.tasks.metrics import find
 from mtx.training.parameters import Params
 from mtx.training.session import Carried, Row, Session, rerouted
+
+
+class Answers(Protocol):
+  """What answers prompts, one text each; `likelihood` is of the same model."""
+
+  @property
+  def likelihood(self) -> Likelihood: ...
+  def __call__(self, params: Params, examples: Sequence[Example], task_ids: Sequence[int]) -> list[str]: ...
 
 
 @gin.configurable("evaluation")
@@ -32,6 +42,7 @@ class Evaluation:
     before: whether to evaluate what a stage starts from, too.
     metrics: beside each task's own, where its examples have what they need: ("accuracy", "ece") ranks the options of
       every task that has some.
+    rank: whether an example that has options is answered by the likeliest of them (`mtx.eval.rank`), not by generating.
 
   Raises:
     UserError: an unknown metric.
@@ -44,12 +55,13 @@ class Evaluation:
     sample: int = 8,
     before: bool = True,
     metrics: Sequence[str] = (),
+    rank: bool = False,
   ):
-    self.mixtures, self.examples, self.sample, self.before = mixtures, examples, sample, before
+    self.mixtures, self.examples, self.sample, self.before, self.rank = mixtures, examples, sample, before, rank
     self.metrics = tuple(metrics)
     for metric in self.metrics:
       find(metric)
-    self._generators: dict = {}
+    self._generators: dict[tuple[int, int], Answers] = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
     """Rows of all mixtures; predictions of a full evaluation are written beside the stage's checkpoints."""
@@ -84,18 +96,13 @@ class Evaluation:
       rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples, more)
     return rows
 
-  def generator(self, session: Session, model: Carried) -> Generator:
-    """One generator a model and router size, so that each prompt length compiles once in a run."""
+  def generator(self, session: Session, model: Carried) -> Answers:
+    """What answers; one a model and router size, so that each prompt length compiles once in a run."""
     key = (id(model.adapter), len(model.tasks))
     if key not in self._generators:
-      self._generators[key] = Generator(
-        model.model,
-        session.config,
-        session.mesh,
-        session.mixture("train").vocabulary,
-        inputs_length=session.inputs_length,
-        targets_length=session.targets_length,
-      )
+      parts = model.model, session.config, session.mesh, session.mixture("train").vocabulary
+      generator = Generator(*parts, inputs_length=session.inputs_length, targets_length=session.targets_length)
+      self._generators[key] = Chooser(Ranker(generator.likelihood), generator) if self.rank else generator
     return self._generators[key]
 
   def _uniform(self, session: Session, carried: Carried) -> Carried:
@@ -112,7 +119,7 @@ def scored_examples(task: CachedTask, limit: int) -> list[Example]:
 
 
 def score_tasks(
-  generator: Generator,
+  generator: Answers,
   params: Params,
   tasks: Sequence[CachedTask],
   task_ids: Sequence[int],

@@ -1,6 +1,6 @@
 """Which of an example's options a model finds likeliest: rank classification (Sanh et al. 2022, arXiv 2110.08207)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import gin
@@ -44,7 +44,7 @@ class Ranker:
   def __init__(self, likelihood: Likelihood, *, score: str = "mean", neutral: str = "", close: bool = True):
     if score not in SCORES:
       raise UserError(f"binding `rank.score`: no score {score!r}.", hint=did_you_mean(score, SCORES))
-    self._likelihood, self._score, self._close = likelihood, score, close
+    self.likelihood, self._score, self._close = likelihood, score, close
     self._neutral = self._prompt(neutral) if score == "pmi" else None
 
   def __call__(
@@ -69,7 +69,7 @@ class Ranker:
     for i, each in enumerate(tokens):
       if not each or not all(map(len, each)):
         raise UserError(f"prompt {i} has {'an empty option' if each else 'no options'}: {list(options[i])}.")
-    found = self._likelihood(params, inputs, tokens, task_ids)
+    found = self.likelihood(params, inputs, tokens, task_ids)
     sums = [np.array([log_p.sum(dtype=np.float64) for log_p in each]) for each in found]
     if self._score == "mean":
       sums = [s / [len(t) for t in each] for s, each in zip(sums, tokens, strict=True)]
@@ -102,7 +102,7 @@ class Ranker:
       distinct.setdefault(int(task), {}).update({t.tobytes(): t for t in each})
     asked = [list(each.values()) for each in distinct.values()]
     assert self._neutral is not None
-    scored = self._likelihood(params, [self._neutral] * len(asked), asked, list(distinct))
+    scored = self.likelihood(params, [self._neutral] * len(asked), asked, list(distinct))
     return {
       (task, key): float(log_p.sum(dtype=np.float64))
       for (task, each), found in zip(distinct.items(), scored, strict=True)
@@ -113,9 +113,9 @@ class Ranker:
     return self._framed(text, self._close)
 
   def _prompt(self, text: str) -> np.ndarray:
-    vocabulary = self._likelihood.vocabulary
+    vocabulary = self.likelihood.vocabulary
     tokens = self._framed(text, vocabulary.closes_inputs)
-    if not len(tokens) and (self._likelihood.architecture == "encdec" or vocabulary.start_id is None):
+    if not len(tokens) and (self.likelihood.architecture == "encdec" or vocabulary.start_id is None):
       raise UserError(
         f"binding `rank.neutral` is {text!r}, and no token begins or ends a prompt of this vocabulary.",
         hint='give a text that says nothing, for example "Answer:".',
@@ -123,9 +123,34 @@ class Ranker:
     return tokens
 
   def _framed(self, text: str, close: bool) -> np.ndarray:
-    vocabulary = self._likelihood.vocabulary
+    vocabulary = self.likelihood.vocabulary
     opens = [] if vocabulary.opens_id is None else [vocabulary.opens_id]
     return np.array([*opens, *vocabulary.encode(text), *([vocabulary.eos_id] if close else [])], np.int32)
+
+
+class Chooser:
+  """Answers an example that has options with the likeliest one, and any other with what `generate` makes of it.
+
+  Args:
+    generate: `(params, examples, task_ids) -> texts`, as `mtx.eval.generate.Generator` is.
+  """
+
+  def __init__(self, ranker: Ranker, generate: Callable[[Params, Sequence[Example], Sequence[int]], list[str]]):
+    self._ranker, self._generate, self.likelihood = ranker, generate, ranker.likelihood
+
+  def __call__(self, params: Params, examples: Sequence[Example], task_ids: Sequence[int]) -> list[str]:
+    """One text an example."""
+    ranked = [i for i, example in enumerate(examples) if example.get("options")]
+    others = [i for i, example in enumerate(examples) if not example.get("options")]
+    texts = dict.fromkeys(range(len(examples)), "")
+    if ranked:
+      these = [examples[i] for i in ranked]
+      found = self._ranker.examples(params, these, [task_ids[i] for i in ranked])
+      texts |= {i: examples[i]["options"][each.index] for i, each in zip(ranked, found, strict=True)}
+    if others:
+      said = self._generate(params, [examples[i] for i in others], [task_ids[i] for i in others])
+      texts |= dict(zip(others, said, strict=True))
+    return list(texts.values())
 
 
 def correct(examples: Sequence[Example], ranked: Sequence[Ranked]) -> list[bool]:

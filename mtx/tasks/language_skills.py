@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from mtx.tasks.language_grammar import (
   COLOURS,
+  COUNTS,
   KINDS,
+  LONGEST,
   NOUNS,
   OPPOSITES,
   VALENCE,
@@ -92,11 +94,21 @@ SLOTS: dict[str, tuple[Callable[[Clause], str], str]] = {
 
 
 def answer(setting: Setting, *, asked: str, given: str) -> Made:
-  """The text, then `?` and the word by which one of its sentences is found."""
+  """The text, then `?` and the word by which one of its sentences is found.
+
+  There is every word of the text to choose from that is of the kind of the answer (a noun, a verb, a number, a
+  quality), but for the given one: choosing takes the right sentence and the right place in it.
+  """
   text, say = setting.text(2, 3), setting.say
   clause = setting.random.choice(text)
-  question = say.word(SLOTS[given][0](clause))
-  return Made(say.write([*say.text(text), "?", question]), say.write([say.word(SLOTS[asked][0](clause))]))
+  question = SLOTS[given][0](clause)
+  words = dict.fromkeys(read(c) for c in text for slot, (read, _) in SLOTS.items() if _sort(slot) == _sort(asked))
+  options = [say.write([say.word(word)]) for word in words if word != question]
+  return Made(
+    say.write([*say.text(text), "?", say.word(question)]),
+    say.write([say.word(SLOTS[asked][0](clause))]),
+    tuple(options),
+  )
 
 
 def label(setting: Setting, *, what: str) -> Made | None:
@@ -147,9 +159,12 @@ def extract(setting: Setting, *, what: str) -> Made | None:
 
 
 def count(setting: Setting, *, what: str) -> Made:
-  """A number. How many of something there are is drawn with the text, so small numbers are likelier."""
-  text, say = setting.text(1, 4), setting.say
-  return Made(say.write(say.text(text)), say.write([str(COUNTED[what](text))]))
+  """A number, to choose from all that there can be. How many of something there are is drawn with the text, so small
+  numbers are likelier."""
+  text, say = setting.text(1, LONGEST), setting.say
+  most = sum(COUNTS[-LONGEST:]) if what.startswith("sum") else COUNTS[-1]
+  options = tuple(say.write([str(number)]) for number in range(most + 1))
+  return Made(say.write(say.text(text)), say.write([str(COUNTED[what](text))]), options)
 
 
 def order(setting: Setting, *, what: str) -> Made:
@@ -265,6 +280,11 @@ def _features(phrase: Phrase) -> list[tuple[str, str]]:
 def _record(groups: Sequence[Sequence[tuple[str, str]]], say: Language) -> Tokens:
   pairs = [pair for group in groups for pair in group]
   return [t for i, pair in enumerate(pairs) for t in ([";"] if i else []) + [say.word(lemma) for lemma in pair]]
+
+
+def _sort(slot: str) -> str:
+  """What words stand in a place of a clause: noun, verb, number or quality."""
+  return "noun" if slot in ("actor", "target") else slot.split("_")[-1]
 
 
 def _kind(noun: str) -> str:

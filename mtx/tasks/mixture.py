@@ -36,6 +36,7 @@ def mixture(
   name: str = "mixture",
   vocabulary: str | None = None,
   vocabulary_size: int = 8192,
+  vocabulary_type: str = "unigram",
   extra_ids: int = 0,
   rates: Callable[[Sequence[TaskInfo]], Rates] = proportional,
   holdout: Sequence[str] = (),
@@ -52,6 +53,7 @@ def mixture(
     vocabulary: "bytes", "digits-3", a SentencePiece `.model`, a tokenizer.json or a pre-trained model's folder
       (`mtx.tasks.vocabularies.opened`); None trains one of `vocabulary_size` pieces on the sources' training text, or
       takes the one that a single source makes.
+    vocabulary_type: of the one that is trained: "unigram", or "word", whose pieces are whole words between white space.
     extra_ids: sentinels after the pieces, for denoising.
     rates: a strategy of `mtx.tasks.rates`, for the training mixture. Held-out tasks are all alike.
     holdout: what to take out of training and judge on, see `mtx.tasks.holdout`.
@@ -78,7 +80,7 @@ def mixture(
   train, more = hold_out(train, holdout)
   held += more
   tasks = {t.name: t for _, t in train + held}
-  pieces = _vocabulary(collections, vocabulary, vocabulary_size, extra_ids)
+  pieces = _vocabulary(collections, vocabulary, vocabulary_size, vocabulary_type, extra_ids)
   for task in tasks.values():
     _register(task, pieces)
   strategies = {f"{name}_train": rates}
@@ -180,7 +182,9 @@ def _register_mixture(name: str, members: Sequence[tuple[str, float]]) -> None:
     seqio.MixtureRegistry.add(name, members)
 
 
-def _vocabulary(collections: Sequence[Collection], given: str | None, size: int, extra_ids: int) -> seqio.Vocabulary:
+def _vocabulary(
+  collections: Sequence[Collection], given: str | None, size: int, model_type: str, extra_ids: int
+) -> seqio.Vocabulary:
   if given:
     return vocabularies.opened(given, extra_ids)
   makes = [c.vocabulary for c in collections if c.vocabulary]
@@ -189,7 +193,7 @@ def _vocabulary(collections: Sequence[Collection], given: str | None, size: int,
   else:
     share = 20_000 // len(collections)
     texts = (c.texts() if c.texts else texts_of(c.train or c.heldout, share) for c in collections)
-    path = vocabularies.trained(chain.from_iterable(texts), size)
+    path = vocabularies.trained(chain.from_iterable(texts), size, model_type)
   return vocabularies.sentencepiece(path, extra_ids)
 
 

@@ -10,7 +10,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mtx.adapters.routes import routing
+from mtx.data.cache import CachedTask, write_split
 from mtx.eval.evaluate import Evaluation, score_tasks, scored_examples
+from mtx.eval.likelihood import Likelihood
+from mtx.eval.rank import Ranker, accuracy
 from mtx.tasks.metrics import mean_score
 from mtx.training.session import rerouted
 
@@ -109,6 +112,28 @@ def test_evaluations_are_in_tensorboard(carried, session_of, task_of, tmp_path):
   assert len(table) == len(written) == 6
   for row, line in zip(table, [written[i] for i in (0, 3, 1, 4, 2, 5)], strict=True):
     assert row.startswith(f"| {line['task']} | {line['inputs']} | ")
+
+
+def test_options_are_ranked_where_that_is_asked_for(carried, session_of, task_of, vocabulary, mesh1, tmp_path):
+  """The likeliest option is the answer, and the task's own metrics judge it; a task without options generates."""
+  plain = task_of("copy")
+  options = ["a", "something longer", "x"]
+  examples = [{**plain.splits["test"][i], "options": options, "references": ["x"]} for i in range(4)]
+  folder = write_split(tmp_path / "test", examples, fingerprint="options", ingredients={})
+  chosen = CachedTask("sort", "sorts", ("exact_match",), "options", {"test": folder})
+  session = session_of(tmp_path, train=[chosen, plain])
+  rows = Evaluation(mixtures=("train",), examples=4, rank=True)(session, carried, "ranked", 1, False)
+  written = lines(tmp_path / "ranked" / "predictions-train-1.jsonl")
+  likelihood = Likelihood(carried.model, session.config, mesh1, vocabulary, inputs_length=session.inputs_length)
+  found = Ranker(likelihood).examples(carried.params, examples, [carried.tasks.index("sort")] * 4)
+  assert [w["prediction"] for w in written if w["task"] == "sort"] == [options[each.index] for each in found]
+  assert [row["value"] for row in rows if row["task"] == "sort"] == [100 * accuracy(examples, found)]
+  generated = Evaluation(mixtures=("train",), examples=4)
+  generated(session, carried, "generated", 1, False)
+  said = lines(tmp_path / "generated" / "predictions-train-1.jsonl")
+  of_copy = lambda found: [w["prediction"] for w in found if w["task"] == "copy"]
+  assert of_copy(written) == of_copy(said)
+  assert all(w["prediction"] not in options for w in said if w["task"] == "sort")
 
 
 def test_rerouting_replaces_task_axes_alone(carried, session_of):

@@ -306,6 +306,29 @@ def test_labels_are_evenly_likely():
     assert max(abs(n / 200 - 1 / len(options)) for n in counts.values()) < 0.13, task.name
 
 
+@pytest.mark.parametrize("anchors", [True, False])
+def test_options_are_the_words_that_could_be_meant(anchors):
+  """Of an answer all words of its kind in the text, but the one that is given; of a count every number it could be."""
+  tasks = language(tasks=["answering", "counting"], heldout_languages=(), languages=3, anchors=anchors, test=20)
+  for task in tasks.train:
+    tongue = speak(task.name.rsplit("_", 1)[1], 0, anchors)
+    table = {form: (kind, lemma) for form, (kind, lemma, _) in forms(tongue).items()}
+    for row in rows(task):
+      options = [plain(option, tongue) for option in row["options"]]
+      assert row["targets"] in row["options"] and len(set(options)) == len(options)
+      if task.category == "counting":
+        assert options == [str(number) for number in range(31 if "_sum_" in task.name else 10)]
+        continue
+      text, _, query = plain(row["inputs"], tongue).partition(" : ")[2].partition(" ? ")
+      asked = task.name.split("_")[2:-1]
+      kind = "number" if "number" in asked[: asked.index("of")] else table[plain(row["targets"], tongue)][0]
+      words = text.split()
+      there = {w for w in words if w.isdigit()} if kind == "number" else {
+        tongue.word(table[w][1]) for w in words if w in table and table[w][0] == kind
+      }  # fmt: skip
+      assert set(options) == there - {query} and len(options) >= 2
+
+
 def test_languages_share_anchors_or_nothing():
   for anchors, common in ((True, set("0123456789 .")), (False, {" "})):
     texts = [
@@ -428,6 +451,39 @@ def test_text_has_a_rare_language_and_says_what_the_world_is_like():
   assert likely / sum(n for (noun, _), n in by_noun.items() if noun == "dog") > 0.5
 
 
+def test_text_is_parted_by_objective():
+  """Ids put together again are the document; noise depends on the seed and the document alone."""
+  words = sorted({word for task in language_text(documents=20, languages=2).train for row in rows(task, "train")
+                  for word in row["targets"].split()})  # fmt: skip
+  reading = Reading(lambda text: [words.index(word) for word in text.split()], 1000, 8)
+  plain_text = language_text(documents=20, languages=2).train[1]
+  whole = [reading.encode(row["targets"]) for row in rows(plain_text, "train")]
+  prefix, masked = (
+    list(language_text(documents=20, languages=2, objective=objective).train[1].rows("train", reading))
+    for objective in ("prefix_lm", "span_corruption")
+  )
+  assert [row["inputs"] + row["targets"] for row in prefix] == whole
+  assert len({len(row["inputs"]) for row in prefix}) > 3 and all(row["inputs"] and row["targets"] for row in prefix)
+  for row, ids in zip(masked, whole, strict=True):
+    spans: dict[int, list[int]] = {}
+    for token in row["targets"]:
+      if token >= 992:
+        spans[token] = []
+      else:
+        spans[list(spans)[-1]].append(token)
+    filled = [each for token in row["inputs"] for each in spans.get(token, [token])]
+    assert filled == ids and 999 in row["inputs"] and len(row["targets"]) < len(ids) / 2
+  again = language_text(documents=5, languages=2, objective="span_corruption").train[1].rows("train", reading)
+  assert list(again) == masked[:5]
+
+
+def test_scopes_with_names_of_their_own():
+  english, native = (language(prompts=kind, name=kind, languages=2) for kind in ("english", "native"))
+  assert native.name == "native" and {task.name.split("_")[0] for task in native.heldout} == {"native"}
+  assert rows(native.heldout[0])[0]["id"].startswith(native.heldout[0].name)
+  assert not {task.name for task in native.heldout} & {task.name for task in english.heldout}
+
+
 def test_the_vocabulary_hears_every_language_whole():
   said = set(" ".join(language(languages=3).texts()).split())
   for name in names(3):
@@ -460,6 +516,7 @@ def test_bad_arguments_are_named(arguments, message):
     ({"shares": {"qaz": 0.1}}, r"language_text\.shares: 'qaz' is not known"),
     ({"shares": {"qaa": 3}}, r"language_text\.shares\['qaa'\] is 3"),
     ({"sentences": 0}, r"language_text\.sentences is 0"),
+    ({"objective": "prefix"}, r"language_text\.objective: 'prefix' is not known\n  did you mean `prefix_lm`"),
   ],
 )
 def test_bad_arguments_of_text_are_named(arguments, message):

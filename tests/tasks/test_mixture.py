@@ -14,6 +14,7 @@ from mtx.data.cache import open_mixture
 from mtx.errors import UserError
 from mtx.tasks.encode import encoded
 from mtx.tasks.holdout import hold_out
+from mtx.tasks.language import language_text
 from mtx.tasks.metrics import mean_score
 from mtx.tasks.mixture import mixture
 from mtx.tasks.rates import benchmark_shares, by_category, explicit, proportional, temperature, uniform
@@ -38,6 +39,18 @@ def test_sources_become_one_mixture_with_one_vocabulary():
   rate = seqio.MixtureRegistry.get("both_train").get_rate
   assert [rate(seqio.TaskRegistry.get(name)) for name in ("zoo_a", "farm_a")] == [30, 10]
   assert mixture([zoo]).train == "zoo_train"  # a single source keeps its name
+
+
+def test_a_vocabulary_of_whole_words():
+  text = functools.partial(language_text, languages=2, documents=5)
+  v = mixture([text], vocabulary_type="word", vocabulary_size=1000, extra_ids=4).vocabulary
+  for task in text().train:
+    for row in task.rows("train", Reading()):
+      ids = v.encode(row["targets"])
+      assert len(ids) == len(row["targets"].split()) and v.decode(ids) == row["targets"]
+      assert v.unk_id not in ids
+  with pytest.raises(UserError, match="vocabulary type 'words' is not known"):
+    mixture([text], vocabulary_type="words", vocabulary_size=1000)
 
 
 def test_seqio_reads_the_same_tokens_as_the_cache_builder():
