@@ -34,6 +34,7 @@ WAITING, QUEUED, RUNNING, DONE, FAILED, STOPPED = "waiting", "queued", "running"
 STOPS = (130, 143)  # exit codes of a run that was told to stop and can go on: Ctrl-C, SIGTERM
 PLACES = ("train.run_dir", "train.cache_dir")  # settings that change nothing of a run but where it lies
 COMMAND = "{command}"
+COMPILED = ".compiled"
 PATIENCE = 60.0  # seconds that a run has to save what it has when it is told to stop
 
 
@@ -199,7 +200,9 @@ def _call(job: Job) -> int:
   asked = []
   main = threading.current_thread() is threading.main_thread()
   with job.log.open("ab") as log:
-    process = subprocess.Popen(job.command, cwd=job.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+      job.command, cwd=job.cwd, env=_environment(job), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
     # Its own number: it goes on where this process is killed, and must not be run twice at once.
     save(replace(job, pid=process.pid))
 
@@ -219,6 +222,13 @@ def _call(job: Job) -> int:
       if main:
         signal.signal(signal.SIGTERM, before)
   return 143 if asked and code else code
+
+
+def _environment(job: Job) -> dict[str, str]:
+  """This process's, in which runs of neighbouring folders share what XLA compiles: arms and seeds differ in little."""
+  compiled = Path(job.cwd) / Path(job.folder).parent / COMPILED
+  shared = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+  return os.environ.copy() if "JAX_COMPILATION_CACHE_DIR" in os.environ else {**shared, **os.environ}
 
 
 def _end(process: subprocess.Popen) -> None:

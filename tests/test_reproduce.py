@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import gin
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtx import ginfile
-from mtx.launch import read
+from mtx.launch import Job, execute, read
 from mtx.reproduce import Reproduction, declared, recipe_files
 from mtx.run import main, register
 
@@ -127,6 +128,20 @@ def test_every_recipe_is_listed_with_its_verdict(mtx):
   assert "10a" in said and "10b" in said and "not run" in said
 
 
+def test_runs_share_what_is_compiled(tmp_path, monkeypatch):
+  """In a folder beside theirs, wherever they are started from, unless one is set."""
+  name = "JAX_COMPILATION_CACHE_DIR"
+  monkeypatch.delenv(name, raising=False)
+  monkeypatch.chdir(tmp_path)
+  said = []
+  for folder in ("runs/a-0", "runs/b-1", str(tmp_path / "runs" / "c-2")):
+    job = execute(Job("run", folder, [sys.executable, "-c", f"import os; print(os.environ[{name!r}])"], {}))
+    said.append(job.log.read_text().strip())
+  assert job.code == 0 and set(said) == {str(tmp_path / "runs" / ".compiled")}
+  monkeypatch.setenv(name, "elsewhere")
+  assert execute(Job("run", "runs/d-3", job.command, {})).log.read_text().strip() == "elsewhere"
+
+
 def test_nothing_is_run_dry(mtx):
   code, said = mtx("levels", "--dry_run")
   assert code == 0 and "high-4: not run" in said and not CALLS and not Path("runs").exists()
@@ -219,6 +234,25 @@ def test_adapters_of_the_language_model_recipe_have_equally_many_parameters(tmp_
     routers = count({path: s for path, s in shapes.items() if path.endswith("adapter/router")})
     assert routers < 0.1 * sizes[arm] and re.search(rf"{routers:,} .*\({arm}", header), (arm, routers)
   assert len(set(sizes.values())) == 1 and f"{sizes['mhr']:,} parameters" in header, sizes
+
+
+def test_arms_of_the_architecture_recipe_are_pre_trained_with_equal_compute():
+  """Decoders and encoder-decoders of its sizes, in floating-point operations; adaptation takes half of it at most."""
+  from mtx.models.flops import training_per_row
+  from mtx.models.sizes import model_config
+
+  register()
+  file = recipe_files()["03"]
+  arms = declared(file).arms
+  spent = {}
+  for arm in ("flm", "mlm", "cd_mlm", "nd_plm", "ed_plm", "ed_mlm"):
+    ginfile.load([file], arms[arm], idle=["train", "model"])
+    config = model_config()
+    config.vocab_size = 384
+    lengths = [ginfile.value(f"train.{side}_length", None) for side in ("inputs", "targets")]
+    spent[arm] = training_per_row(config, *lengths, frozen_base=False) * ginfile.value("pretrain/stage.steps", None)
+  assert max(spent.values()) <= 1.005 * min(spent.values()), spent
+  assert ginfile.value("adapt/stage.steps", None) <= ginfile.value("pretrain/stage.steps", None) / 2
 
 
 STAGES = """
