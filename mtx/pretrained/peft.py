@@ -324,8 +324,8 @@ def write_peft(
     config |= {"lora_alpha": alpha * config["r"] / settings["rank"], "lora_dropout": 0.0, "bias": "none"}
     config["fan_in_fan_out"] = conv1d == {True}
     for module, found in hung.items():
-      for which, factor in zip("ab", _one_lora(found, config["r"]), strict=True):
-        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = factor
+      for which, value in zip("ab", _one_lora(found, config["r"]), strict=True):
+        tensors[f"{PREFIX}{module}{kind.endings[which]}"] = value
   else:
     config |= {"poly_type": "poly", "n_tasks": injection.tasks, "n_skills": settings["skills"]}
     config["n_splits"] = settings["splits"]
@@ -364,12 +364,12 @@ def _one_lora(found: Sequence[Hanging], rank: int) -> tuple[Host, Host]:
   """A [rank, in] and B [out, rank] of a module that do what all its adapters do."""
   a = np.concatenate(_different(found), axis=1)
   columns = []
-  for each in _different(found):
-    same = [other for other in found if np.array_equal(other.arrays["a"], each)]
-    lines = [_of_b(other.line, each.shape[1]) for other in same]
+  for shared in _different(found):
+    same = [each for each in found if np.array_equal(each.arrays["a"], shared)]
+    lines = [_of_b(each.line, shared.shape[1]) for each in same]
     part = np.zeros(lines[0].stored_shape(same[0].arrays["b"].shape), a.dtype)
-    for line, other in zip(lines, same, strict=True):
-      line.write(part, other.arrays["b"])
+    for line, each in zip(lines, same, strict=True):
+      line.write(part, each.arrays["b"])
     columns.append(part.T if _conv1d(same[0].line) else part)
   b = np.concatenate(columns, axis=1)
   missing = ((0, 0), (0, rank - a.shape[1]))
