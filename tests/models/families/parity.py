@@ -93,11 +93,12 @@ class Pair:
     return np.random.default_rng(seed).integers(5, self.config.vocab_size, (rows, width)).astype(np.int32)
 
   def rows(self, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, 1 at real ones), rows of LENGTHS padded on one side."""
-    tokens = self.tokens(len(LENGTHS), WIDTH, 1)
-    place = np.arange(WIDTH)
-    real = np.stack([place < n if side == "right" else place >= WIDTH - n for n in LENGTHS])
-    return np.where(real, tokens, 0).astype(np.int32), real.astype(np.int32)
+    """(tokens, 1 at real ones), rows of LENGTHS padded on one side: the same tokens on either."""
+    drawn, lengths, place = self.tokens(len(LENGTHS), WIDTH, 1), np.array(LENGTHS)[:, None], np.arange(WIDTH)
+    real = place < lengths if side == "right" else place >= WIDTH - lengths
+    tokens = np.zeros_like(drawn)
+    tokens[real] = drawn[place < lengths]
+    return tokens, real.astype(np.int32)
 
 
 def imported(names, model: Blueprint, state) -> dict[str, np.ndarray]:
