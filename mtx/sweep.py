@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, bindings: Sequence[str] = ()) -> int:
   done = sum(job.state == DONE for job in ready)
   console.print(f"{out}: {len(ready)} runs, {done} of them done", soft_wrap=True)
   cells = {folder: cell for folder, (_, cell) in made.items()}
-  with Progress(out.name, len(ready), done, console=console) as progress:
+  with Progress(out.name, len(ready), done, unit="runs", console=console) as progress:
     tell = functools.partial(_tell, progress, cells, out, [done])
     if arguments.launch:
       ended, through = by_template(ready, arguments.launch, tell, resubmit=arguments.resubmit), True
@@ -213,9 +213,14 @@ def summary(ended: Sequence[Job], cells: Mapping[str, Mapping[str, Any]]) -> Tab
 
 
 def _means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+  """Of each method, split and metric in the last stage that has it; those before it were judged, too."""
   groups: dict[str, list[float]] = {}
+  last: dict[str, str] = {}
   for row in rows:
-    groups.setdefault(f"{row['method']}\n{row['split']}\n{row['metric']}", []).append(row["value"])
+    name = f"{row['method']}\n{row['split']}\n{row['metric']}"
+    if last.get(name) != row["stage"]:
+      last[name], groups[name] = row["stage"], []
+    groups[name].append(row["value"])
   return {name: sum(values) / len(values) for name, values in groups.items()}
 
 
@@ -224,6 +229,8 @@ def _tell(progress: Progress, cells: Mapping[str, Mapping[str, Any]], out: Path,
     progress.note(f"{job.name}: {job.state}; {job.log}")
     return
   progress.note(f"{job.name}: {job.state} after {duration(job.seconds)}")
+  if job.state == STOPPED:  # it will be gone on with
+    return
   done[0] += 1
   progress.update(done[0])
   if job.state == DONE:

@@ -1,5 +1,6 @@
 """`mtx sweep` and what it shares with `mtx reproduce`: runs start once, are gone on with, and named when they fail."""
 
+import io
 import itertools
 import json
 import os
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mtx.errors import UserError
 from mtx.launch import DONE, FAILED, QUEUED, RUNNING, STOPPED, Job, by_template, one_by_one, prepare, read, save
+from mtx.report.log import write_results
 from mtx.run import main
-from mtx.sweep import axis, run_name, write_table
+from mtx.sweep import axis, run_name, summary, write_table
 
 REPOSITORY = Path(__file__).parents[1]
 GIN = """
@@ -183,6 +186,22 @@ def test_a_table_takes_any_values_and_says_which_run_a_row_is_of(tmp_path):
   assert list(table["swept seed"]) == [0, 1, 2] and list(table["seed"]) == [3, 3, 3]
   assert table["value"].dtype == "float64" and table["rate"].dtype == "float64" and table["flag"].dtype == "bool"
   assert table["shots"].isna().tolist() == [True, False, False]
+
+
+def test_the_console_shows_what_a_run_was_judged_on_last(tmp_path):
+  folder = tmp_path / "run"
+  row = {"method": "trained", "split": "train", "category": "c", "metric": "f1", "seed": 0, "count": 2}
+  stages = (("pretrain", 10, (20, 30)), ("route", 20, (60, 71)))
+  rows = [
+    {**row, "stage": stage, "step": step, "task": task, "value": value}
+    for stage, step, values in stages
+    for task, value in zip("ab", values, strict=True)
+  ]
+  write_results(folder, rows)
+  ended = Job("run", str(folder), [], {}, state=DONE)
+  console = Console(width=80, record=True, file=io.StringIO())
+  console.print(summary([ended], {str(folder): {"SEED": 0}}))
+  assert "65.5" in console.export_text()
 
 
 @pytest.fixture(scope="module")

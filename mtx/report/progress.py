@@ -29,6 +29,7 @@ class Progress:
     total: steps at the end of the stage.
     start: steps already done (a resumed run).
     every: seconds between lines where there is no terminal.
+    unit: what is counted.
     console: where to write; standard output by default.
     clock: seconds from any origin, monotonic.
   """
@@ -40,12 +41,13 @@ class Progress:
     start: int = 0,
     *,
     every: float = 10.0,
+    unit: str = "steps",
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     self.stage, self.total, self.start, self.step = stage, total, start, start
     self.console = console or Console()
-    self._every, self._clock = every, clock
+    self._every, self._unit, self._clock = every, unit, clock
     self._measures: dict[str, float] = {}
     # The window for the rate starts at the first update, because the first step compiles.
     self._samples: deque[tuple[float, int]] = deque(maxlen=60)
@@ -65,7 +67,7 @@ class Progress:
     if kind is not None:
       self._print(f"stopped at step {self.step:,} of {self.total:,}", style="yellow")
     elif self.step > self.start:
-      done = f"{self.step - self.start:,} steps in {duration(self._clock() - self._began)}"
+      done = f"{self.step - self.start:,} {self._unit} in {duration(self._clock() - self._began)}"
       self._print("  ".join([done, *_texts(self._measures)[:2]]), style="green")
     else:
       self._print(f"nothing left to do at step {self.step:,} of {self.total:,}")
