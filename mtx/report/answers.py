@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from mtx.report.compare import method_names
-from mtx.report.predictions import Answer, Evaluated, Item
+from mtx.report.predictions import UNTRAINED, Answer, Evaluated, Item
 from mtx.report.runs import Run
 from mtx.report.table import metric_name, split_name
 
@@ -74,7 +74,7 @@ def of_runs(runs: Sequence[Run]) -> list[Examples]:
   """A group a split and method that two or more runs have, the runs side by side."""
   groups: dict[tuple[str, str], dict[str, Evaluated]] = {}
   for run in runs:
-    for each in run.evaluated:
+    for each in (each for each in run.evaluated if each.method != UNTRAINED):
       groups.setdefault((each.split, each.method), {})[run.name] = each
   common = {key: by_run for key, by_run in groups.items() if len(by_run) > 1}
   most = max(MOST // max(len(common), 1), 30)

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 
 from mtx.eval.letters import Comparison, compare_arms
 from mtx.eval.statistics import Aligned, Interval, align, bootstrap, holm
-from mtx.report.predictions import Evaluated, Item
+from mtx.report.predictions import UNTRAINED, Evaluated, Item
 from mtx.report.runs import Run, arms
 from mtx.report.table import metric_name, split_name
 
@@ -151,8 +151,8 @@ def method_names(evaluated: Sequence[Evaluated]) -> list[str]:
 
 
 def _last(run: Run) -> dict[tuple[str, str], Evaluated]:
-  """(split, method) -> its predictions in the last stage that has it."""
-  return {(each.split, each.method): each for each in run.evaluated}
+  """(split, method) -> its predictions in the last stage that has it; what no run has trained yet is no comparison."""
+  return {(each.split, each.method): each for each in run.evaluated if each.method != UNTRAINED}
 
 
 def _by_metric(split: str, method: str | None, chosen: Mapping[str, Mapping[int, Evaluated]]) -> Iterator[Compared]:

@@ -55,6 +55,7 @@ STYLE: dict[Any, Any] = {
   "ytick.major.size": 0,
 }
 LEGIBLE_TASKS = 60  # beyond this a task's line is thinner than its name
+BARS = 24  # tasks that have bars of their own; their table stands beside them
 LONGEST_NAME = 44
 MOST_POINTS = 1000  # of a curve; a screen shows no more, and a page with every step of a long run is slow
 
@@ -109,7 +110,7 @@ def _losses(axis: Axes, metrics: Sequence[Mapping[str, Any]], stage: str) -> Non
   shown = [line.get_ydata() for line in axis.lines]
   if any(np.isfinite(y).any() for y in shown):
     axis.set_ylim(bottom=0)
-    axis.legend(loc="upper right")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1, columnspacing=1.2)
   grid(axis)
 
 
@@ -250,7 +251,7 @@ def exact_match_bars(
   methods: Sequence[str] | None = None,
   spread: Spread = "half-range",
 ) -> Figure:
-  """Horizontal bars, a group a task, a bar a method, whiskers between seeds; categories beyond 60 tasks.
+  """Horizontal bars, a group a task, a bar a method, whiskers between seeds; categories beyond 24 tasks.
 
   Args:
     rows, methods, spread: as in `mtx.report.table.tabulate`.
@@ -260,7 +261,7 @@ def exact_match_bars(
   tables = [s for s in tabulate(rows, metrics=[metric], methods=methods, spread=spread) if split in (None, s.split)]
   shown: list[list[Line]] = []
   for scores in tables:
-    kind = "task" if scores.tasks <= LEGIBLE_TASKS else "category"
+    kind = "task" if scores.tasks <= BARS else "category"
     shown.append([line for line in scores.lines if line.kind in (kind, "overall")])
   heights = [len(lines) * max(0.2, 0.085 * len(s.methods) + 0.08) for lines, s in zip(shown, tables, strict=True)]
   columns = list(dict.fromkeys(method for scores in tables for method in scores.methods))
@@ -325,6 +326,8 @@ def inline_svg(figure: Figure, name: str, *, label: str) -> str:
       format="svg",
       transparent=True,
       dpi=160,  # of what is rasterised: maps of very many tasks
+      bbox_inches="tight",  # a legend or a long name may stand out
+      pad_inches=0.04,
       metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
     )
   svg = buffer.getvalue()

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtx.analysis.gradients import METRIC
 from mtx.report import answers, contrast, figures, similarity
-from mtx.report.compare import compare_methods, compare_runs
+from mtx.report.compare import Compared, compare_methods, compare_runs
 from mtx.report.config import differences, unequal
 from mtx.report.log import replace
 from mtx.report.progress import duration, quantity
@@ -62,7 +62,7 @@ def write_page(runs: Sequence[Run], path: str | os.PathLike) -> tuple[Path, list
     "unfinished": lines,
     "notes": notes,
     "compared": compared,
-    "compared_open": max((i for i, each in enumerate(compared) if each.split == "heldout"), default=0),
+    "compared_open": _opened(compared),
     "forests": [
       figures.inline_svg(contrast.forest(each), f"forest{i}", label=f"differences, {each.title}") if each.shown else ""
       for i, each in enumerate(compared)
@@ -152,6 +152,12 @@ def _of_several(runs: Sequence[Run]) -> dict[str, Any]:
     "unequal_gin": differences([run.gin for run in runs]),
     "unequal_made": unequal([{name: ", ".join(values) for name, values in _made(run).items()} for run in runs]),
   }
+
+
+def _opened(compared: Sequence[Compared]) -> int:
+  """The main metric of what held-out tasks were judged by last."""
+  groups = {(each.split, each.method): i for i, each in reversed(list(enumerate(compared)))}
+  return max((i for (split, _), i in groups.items() if split == "heldout"), default=0)
 
 
 def _summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:

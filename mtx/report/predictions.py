@@ -14,6 +14,7 @@ from mtx.errors import UserError
 Item = tuple[str, str]  # task, id
 OF_MIXTURE = re.compile(r"predictions-(?P<mixture>.+)-(?P<step>\d+)\.jsonl")
 TEXTS = ("task", "id", "prediction")
+UNTRAINED = "untrained"  # the method of a model that nothing was done to yet
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,21 @@ def _answer(fields: Any, place: str, hint: str) -> tuple[Item, Answer]:
 
 
 def find_evaluated(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluated]:
-  """What a run has predicted: of every stage and mixture the last evaluation, and every few-shot method.
+  """What a run has predicted: of every stage, mixture and method the last evaluation, and every few-shot method.
 
   Args:
     rows: result rows of the run; they say which method a stage's evaluation was.
   """
   rows = [row for row in rows if row["metric"] != METRIC]  # what was measured, not answered
   found: list[Evaluated] = []
-  last: dict[tuple[str, str], tuple[int, Path]] = {}
+  last: dict[tuple[str, str, str], tuple[int, Path]] = {}
   for path in sorted(run_dir.glob("*/predictions-*-*.jsonl")):
     if match := OF_MIXTURE.fullmatch(path.name):
-      key, step = (path.parent.name, match["mixture"]), int(match["step"])
+      stage, mixture, step = path.parent.name, match["mixture"], int(match["step"])
+      key = (stage, mixture, _method(rows, stage, mixture, step))
       last[key] = max(last.get(key, (-1, path)), (step, path))
-  for (stage, mixture), (step, path) in last.items():
-    found.append(Evaluated(stage, step, mixture, _method(rows, stage, mixture, step), (path,)))
+  for (stage, mixture, method), (step, path) in last.items():
+    found.append(Evaluated(stage, step, mixture, method, (path,)))
   adapted: dict[tuple[str, str], list[Path]] = {}
   for path in sorted(run_dir.glob("*/*/*.jsonl")):
     adapted.setdefault((path.parent.parent.name, path.parent.name), []).append(path)

@@ -44,9 +44,12 @@ def dendrogram(
     axis.add_collection(LineCollection(lines, colors=MUTED, linewidths=1))
     colours = category_colours([categories.get(task, "") for task in tasks])
     far = max(float(tree[:, 2].max()), 1e-6)
-    for category, colour in colours.items():
-      at = [y for y, leaf in enumerate(drawn["leaves"]) if categories.get(tasks[leaf], "") == category]
-      label = category if category else "no category"
+    leaves = [colours[categories.get(tasks[leaf], "")] for leaf in drawn["leaves"]]
+    labels = {colour: category for category, colour in colours.items() if colour != MUTED}
+    if MUTED in leaves:
+      labels[MUTED] = "others" if labels else "no category"
+    for colour, label in labels.items():
+      at = [y for y, found in enumerate(leaves) if found == colour]
       axis.scatter([0] * len(at), at, s=22 if named else 6, color=colour, label=label, zorder=3, clip_on=False)
     if named:
       names = [short(tasks[leaf]) for leaf in drawn["leaves"]]
@@ -56,11 +59,11 @@ def dendrogram(
       axis.set_yticks([])
     axis.set_ylim(len(tasks) - 0.5, -0.5)
     axis.set_xlim(0, far * 1.03)
-    axis.xaxis.set_major_locator(MaxNLocator(4))
+    axis.xaxis.set_major_locator(MaxNLocator(2))
     axis.set_xlabel("1 - cosine of routes")
     axis.spines["left"].set_visible(False)
-    if len(colours) > 1:
-      columns = max(1, min(len(colours), 50 // (max(map(len, colours)) + 5)))
+    if len(labels) > 1:
+      columns = max(1, min(len(labels), 50 // (max(map(len, labels.values())) + 5)))
       figure.legend(loc="outside upper left", ncols=columns, handletextpad=0.1, columnspacing=1)
   return figure
 

@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
+from mtx.analysis.gradients import remember
 from mtx.report.page import write_page
 from mtx.report.runs import open_runs
 
@@ -92,6 +94,23 @@ def test_it_renders_without_an_error_or_a_request(browse, folders, page, several
   assert found["wide"] <= 500  # of a phone's window: nothing but what scrolls by itself is wider
 
 
+def test_no_name_stands_out_of_its_drawing(browse, make_run, tmp_path):
+  """Names as long as those of Super-NaturalInstructions, in every figure."""
+  categories = {f"task{i:03}_winogrande_question_modification_of_person_{i}": f"Category {i % 9}" for i in range(26)}
+  folder = make_run(tmp_path / "long", categories=categories, items=2)
+  remember(folder / "route" / "gradients.jsonl", 20, list(categories), np.eye(len(categories)))
+  page = write_page(open_runs([folder]), folder / "report.html")[0].read_text()
+  found, console = browse(
+    page,
+    """document.querySelectorAll("details").forEach((each) => { each.open = true; });
+    const outside = (text, svg) => text.width && (text.left < svg.left - 1 || text.right > svg.right + 1);
+    const texts = [...document.querySelectorAll("svg")].flatMap((svg) => [...svg.querySelectorAll("text")].map((text) =>
+      [text.textContent, outside(text.getBoundingClientRect(), svg.getBoundingClientRect())]));
+    return {many: texts.length, out: texts.filter((each) => each[1]).map((each) => each[0])};""",
+  )
+  assert console == [] and found["out"] == [] and found["many"] > 100
+
+
 def test_a_click_sorts_a_second_turns_round_and_a_third_undoes(browse, page):
   found, console = browse(
     page,
@@ -138,16 +157,22 @@ def test_examples_are_filtered_by_word_and_by_right_and_wrong(browse, page):
     + """
     const group = document.querySelector(".examples"), [search, wrong, differs] = group.querySelectorAll("input");
     const open = () => [...group.querySelectorAll("article")].filter((each) => !each.hidden);
-    const counts = [open().length];
-    wrong.click(); counts.push(open().length); const onlyWrong = open().every((each) => "wrong" in each.dataset);
-    differs.click(); counts.push(open().length);
+    const more = group.querySelector(".more"), said = () => group.querySelector("output").textContent;
+    const first = [open().length, said()];
+    const all = () => { while (!more.hidden) more.click(); return open().length; };
+    const counts = [all()];
+    wrong.click(); const again = open().length;
+    counts.push(all()); const onlyWrong = open().every((each) => "wrong" in each.dataset);
+    differs.click(); counts.push(all());
     type(search, "lists_2"); const names = open().map((each) => each.querySelector("b").textContent);
-    return {counts, onlyWrong, names, said: group.querySelector("output").textContent};""",
+    return {first, again, counts, onlyWrong, names, said: said()};""",
   )
   assert console == []
   every, wrong, differ = found["counts"]
   assert every > wrong >= differ > 0 and found["onlyWrong"]
-  assert set(found["names"]) == {"lists_2"} and found["said"] == f"{len(found['names'])} shown"
+  assert found["first"] == [20, f"20 of {every} shown"] and found["again"] == 20
+  count = len(found["names"])
+  assert set(found["names"]) == {"lists_2"} and found["said"] == f"{count} of {count} shown"
 
 
 def test_the_watch_sees_errors_and_requests(browse, page):

@@ -53,3 +53,14 @@ def test_of_a_stage_the_last_evaluation_counts(make_run, tmp_path):
   ]
   assert found[0].files == (last,) and len(found[1].files) == 6
   assert len(found[1].answers) == 120 and found[1].metrics == ("exact_match",)
+
+
+def test_what_a_stage_starts_from_is_a_method_of_its_own(make_run, tmp_path):
+  folder = make_run(tmp_path / "run")
+  before = folder / "route" / "predictions-heldout-0.jsonl"
+  before.write_text((folder / "route" / "predictions-heldout-100.jsonl").read_text())
+  rows = read_results(folder)
+  rows += [{**row, "method": "untrained", "step": 0} for row in rows if row["method"] == "zero-shot"]
+  found = find_evaluated(folder, rows)
+  last = found[-1]
+  assert (last.stage, last.method, last.step, last.files) == ("route", "untrained", 0, (before,)) and len(found) == 4

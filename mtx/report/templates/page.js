@@ -54,7 +54,11 @@ function show(table) {
   });
 }
 
+// Some at a time: pages of long texts are heavy, and the worst stand first.
+const AT_A_TIME = 20;
 function examples(box) {
+  let most = AT_A_TIME;
+  const more = box.querySelector(".more");
   const search = box.querySelector("input[type=search]");
   const [wrong, differs] = ["wrong", "differs"].map((name) => box.querySelector(`input[name=${name}]`));
   const count = box.querySelector("output");
@@ -64,13 +68,29 @@ function examples(box) {
     let left = 0;
     for (const article of all) {
       const text = (article.dataset.all ??= article.textContent.toLowerCase());
-      article.hidden = !words.every((word) => text.includes(word)) ||
-        (wrong.checked && article.dataset.wrong === undefined) || (differs?.checked && article.dataset.differs === undefined);
-      left += !article.hidden;
+      const fits = words.every((word) => text.includes(word)) &&
+        !(wrong.checked && article.dataset.wrong === undefined) && !(differs?.checked && article.dataset.differs === undefined);
+      left += fits;
+      article.hidden = !fits || left > most;
     }
-    count.textContent = `${left} shown`;
+    count.textContent = `${Math.min(left, most)} of ${left} shown`;
+    more.hidden = left <= most;
+    atTheEnd(box);
   };
-  for (const input of box.querySelectorAll("input")) input.addEventListener("input", apply);
+  const anew = () => { most = AT_A_TIME; apply(); };
+  for (const input of box.querySelectorAll("input")) input.addEventListener("input", anew);
+  more.addEventListener("click", () => { most += AT_A_TIME; apply(); });
+  box.addEventListener("toggle", () => atTheEnd(box));
+  apply();
+}
+
+// Of a long input the end is in sight: instructions stand first, the question last.
+function atTheEnd(box) {
+  for (const text of box.querySelectorAll("article:not([hidden]) .input:not([data-seen])")) {
+    if (!text.clientHeight) continue;
+    text.scrollTop = text.scrollHeight;
+    text.dataset.seen = "";
+  }
 }
 
 document.querySelectorAll("table.sortable").forEach(sortable);
