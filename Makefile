@@ -16,7 +16,7 @@ FILES := setup.py $(wildcard constraints/*.txt)
 TESTED := JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" \
   JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 
-.PHONY: help quickstart test test-slow lint bench clean
+.PHONY: help quickstart test test-slow lint docs bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: .stamps/dev  ## style, formatting, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: .stamps/dev  ## write docs/reference from docstrings and the command line
+	JAX_PLATFORMS=cpu $(BIN)/python docs/generate.py
 
 bench: .stamps/peers  ## speed and memory beside peers, as ratios
 	$(BIN)/python -m mtx.bench
