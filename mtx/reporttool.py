@@ -13,6 +13,7 @@ from mtx.check import versions
 from mtx.data.cache import CachedMixture
 from mtx.errors import UserError
 from mtx.report.page import PAGE, write_page
+from mtx.report.protocol import protocol_tables
 from mtx.report.record import code_record, data_record, read_record
 from mtx.report.runs import open_runs
 from mtx.report.table import result_table
@@ -92,6 +93,8 @@ def finish(session: Session, console: Console) -> Path:
   """
   (this,) = open_runs([session.run_dir])
   console.print(result_table(this.rows))
+  if protocol := [row for row in this.rows if "level" in row]:
+    console.print(protocol_tables({this.name: protocol}))
   page, _ = write_page([this], session.run_dir / PAGE)
   session.reporter.note(f"report: {page}")
   return page

@@ -10,7 +10,18 @@ from typing import Any
 
 import gin
 
-from mtx import datatool, decodetool, ginfile, modeltool, reporttool, reproduce, scoretool, startmodel, sweep
+from mtx import (
+  datatool,
+  decodetool,
+  evaluatetool,
+  ginfile,
+  modeltool,
+  reporttool,
+  reproduce,
+  scoretool,
+  startmodel,
+  sweep,
+)
 from mtx.check import check
 from mtx.errors import UserError
 from mtx.eval.evaluate import Evaluation
@@ -22,7 +33,7 @@ from mtx.training.session import Session
 
 CONFIGURABLES = (
   "adapters.lora", "adapters.poly", "adapters.site", "analysis.gradients", "eval.fewshot", "eval.modular_teacher",
-  "eval.recipe", "merge.average", "tasks.chosen", "training.rates", "training.stage",
+  "eval.protocol", "eval.recipe", "merge.average", "tasks.chosen", "training.rates", "training.stage",
 )  # fmt: skip
 # In mtx/tasks: what a gin file may bind.
 PROVIDERS = (
@@ -142,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
   datatool.add_commands(commands)
   modeltool.add_commands(commands)
   decodetool.add_commands(commands)
+  evaluatetool.add_commands(commands)
   reproduce.add_commands(commands)
   sweep.add_commands(commands)
   reporttool.add_commands(commands)
@@ -185,6 +197,9 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
     return reporttool.run(arguments)
   if arguments.command in scoretool.COMMANDS:
     return scoretool.run(arguments)
+  if arguments.command == "evaluate":
+    register()
+    return evaluatetool.run(arguments, bindings)
   if arguments.command in ("data", "cache", "decode"):
     if bindings or getattr(arguments, "gin_file", None):
       register()

@@ -45,9 +45,8 @@ def architecture() -> str:
 
 def bind_vocabulary() -> None:
   """A pre-trained model's vocabulary becomes that of `mixture`, unless the config names one."""
-  folder, source = ginfile.value("model.pretrained", None), ginfile.value("train.source", None)
-  registered = isinstance(source, str) or getattr(source, "__name__", "") == "registered"  # have theirs
-  if folder is None or registered or ginfile.value("mixture.vocabulary", None) is not None:
+  folder = ginfile.value("model.pretrained", None)
+  if folder is None or not needs_vocabulary():
     return
   found = find_model(folder, architecture=ginfile.value("model.architecture", None))
   if found.vocabulary is None:
@@ -55,10 +54,22 @@ def bind_vocabulary() -> None:
       f"binding `model.pretrained`: {folder} has no vocabulary.",
       hint="put its tokenizer's files into it, or name the one it was trained with: `mixture.vocabulary`",
     )
-  name, sentinels = _setting(found, found.vocabulary)
+  bind_vocabulary_of(found, sentinels=ginfile.value("mixture.extra_ids", None))
+
+
+def needs_vocabulary() -> bool:
+  """Whether the config's source of tasks has no vocabulary of its own and the config names none."""
+  source = ginfile.value("train.source", None)
+  registered = isinstance(source, str) or getattr(source, "__name__", "") == "registered"  # have theirs
+  return not registered and ginfile.value("mixture.vocabulary", None) is None
+
+
+def bind_vocabulary_of(found: Found, sentinels: int | None = None) -> None:
+  """A model's vocabulary becomes that of `mixture`; `sentinels`: as many as the config says, None: as the model has."""
+  assert found.vocabulary is not None
+  name, own = _setting(found, found.vocabulary)
   gin.bind_parameter("mixture.vocabulary", name)
-  if sentinels and ginfile.value("mixture.extra_ids", None) is None:
-    gin.bind_parameter("mixture.extra_ids", sentinels)
+  gin.bind_parameter("mixture.extra_ids", own if sentinels is None else sentinels)
 
 
 def _setting(found: Found, vocabulary: Vocabulary) -> tuple[str, int]:

@@ -79,7 +79,7 @@ class Evaluation:
       if set(names) <= set(carried.tasks):
         ids = [carried.tasks.index(n) for n in names]
       elif carried.adapter is not None:
-        model, ids = self._uniform(session, carried), [0] * len(names)
+        model, ids = uniform(session, carried), [0] * len(names)
       heldout = name != "train"
       method = ("zero-shot" if heldout else "trained") if carried.trained else "untrained"
       common = {
@@ -105,21 +105,28 @@ class Evaluation:
       self._generators[key] = Chooser(Ranker(generator.likelihood), generator) if self.rank else generator
     return self._generators[key]
 
-  def _uniform(self, session: Session, carried: Carried) -> Carried:
-    model = session.blueprint(carried.adapter, 1)
-    route = lambda router, tasks, key: new_router(router, tasks, "uniform", key)
-    params = rerouted(carried.params, carried.model, model, route, session.key("uniform"))
-    return Carried(model, params, carried.adapter, ("any",), carried.trained)
+
+def uniform(session: Session, carried: Carried) -> Carried:
+  """The model with one router row that mixes all skills alike, for tasks that it has no row for."""
+  model = session.blueprint(carried.adapter, 1)
+  route = lambda router, tasks, key: new_router(router, tasks, "uniform", key)
+  params = rerouted(carried.params, carried.model, model, route, session.key("uniform"))
+  return Carried(model, params, carried.adapter, ("any",), carried.trained)
+
+
+def judged_split(task: CachedTask) -> str:
+  """The split that a task is judged on: test, or validation where there is no test."""
+  return "test" if task.splits.get("test") else "validation"
 
 
 def scored_examples(task: CachedTask, limit: int) -> list[Example]:
-  """The first `limit` examples of the test split, or of validation where there is none."""
-  split = task.splits.get("test") or task.splits["validation"]
+  """The first `limit` examples of the split that the task is judged on."""
+  split = task.splits[judged_split(task)]
   return [split[i] for i in range(min(limit, len(split)))]
 
 
 def score_tasks(
-  generator: Answers,
+  generator: Callable[[Params, Sequence[Example], Sequence[int]], list[str]],
   params: Params,
   tasks: Sequence[CachedTask],
   task_ids: Sequence[int],

@@ -1,7 +1,8 @@
-"""Few-shot adaptation to held-out tasks, one task at a time: MHR-z, MHR and MHR-mu. Caccia et al. 2023, section 5."""
+"""Few-shot tuning, one task at a time: of routed adapters (Caccia et al. 2023, section 5), of others, or of all."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import gin
@@ -18,23 +19,32 @@ from mtx.objectives.normalise import normalisation
 from mtx.parallel.mesh import batch_ways
 from mtx.parallel.rules import place
 from mtx.training.optimizer import optimizer
-from mtx.training.parameters import Blueprint, count, partition, rule_for
+from mtx.training.parameters import Blueprint, Params, count, partition, rule_for
 from mtx.training.session import Carried, Session, rerouted
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
+
+# What a model without routers is tuned by; those of ADAPTATIONS need routers.
+METHODS = {
+  **ADAPTATIONS,
+  "adapters": Adaptation(r".*/adapter/.*", "random"),
+  "full": Adaptation(".*", "random"),
+}
 
 
 @gin.configurable("fewshot", denylist=["name"])
 @dataclass(frozen=True)
 class FewShot:
-  """A stage that changes nothing it hands on: each held-out task gets a copy of the adapters, trained on few examples.
+  """A stage that changes nothing it hands on: each held-out task gets a copy of the model, trained on few examples.
 
   Attributes:
     mixture: the held-out tasks; their train split is the pool of shots.
-    methods: names in `ADAPTATIONS`.
+    methods: names in `METHODS`: MHR-z, MHR and MHR-mu adapt routed adapters; "adapters" trains any, "full" all there
+      is.
     shots: examples a task, drawn by seed; a larger number contains a smaller one.
     steps: updates a task and method, each on all shots.
     learning_rates: regex over parameter paths -> rate, for what a method trains.
+    adapter: None, or `@adapter` to hang fresh adapters on a model that has none, before it is tuned.
   """
 
   mixture: str = "heldout"
@@ -42,30 +52,68 @@ class FewShot:
   shots: int = 32
   steps: int = 60
   learning_rates: Mapping[str, float] = gin.REQUIRED
+  adapter: Callable | None = None
   name: str = "fewshot"
 
   def run(self, session: Session, before: Carried | None) -> Carried:
-    if before is None or before.adapter is None or not any("task" in axes for axes in before.model.axes.values()):
-      raise UserError(
-        "`fewshot` adapts the routed adapters of the stage before it, and there are none.",
-        hint="give that stage `stage.adapter = @adapter` with `adapter.method = @MHR`.",
-      )
+    tuned = self.prepared(session, before)
+    assert before is not None
     tasks = session.mixture(self.mixture).tasks
-    model = session.blueprint(before.adapter, 1)
     # The run's own evaluation: it has compiled decoding for one router row already.
     evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
     for name in self.methods:
-      if name not in ADAPTATIONS:
-        raise UserError(f"binding `fewshot.methods`: no method {name!r}.", hint=did_you_mean(name, ADAPTATIONS))
-      self._adapt_all(session, before, model, tasks, name, ADAPTATIONS[name], evaluation)
+      self._adapt_all(session, tuned, tasks, name, evaluation)
     return before
 
-  def _adapt_all(self, session, before, model, tasks, name, adaptation, evaluation) -> None:
-    done = {r["task"]: r for r in session.reporter.saved_rows(self.name) if r["method"] == name}
-    if all(t.name in done for t in tasks):
-      session.reporter.note(f"{self.name}: {name} complete, {len(tasks)} tasks loaded")
-      return
-    rates = {pattern: rate for pattern, rate in self.learning_rates.items()}
+  def prepared(self, session: Session, before: Carried | None) -> Carried:
+    """The model that is tuned, with fresh adapters where it gets some; raises as `check` does."""
+    before = self.check(before)
+    if self.adapter is None:
+      return before
+    model = session.blueprint(self.adapter, 1)
+    more = model.initialise(session.key(self.name, "adapter"), session.mesh, only=model.shapes.keys() - before.params)
+    return replace(before, model=model, params=before.params | more, adapter=self.adapter, tasks=("any",))
+
+  def check(self, before: Carried | None) -> Carried:
+    """The model, if it can be tuned so.
+
+    Raises:
+      UserError: no model, an unknown method, one that needs adapters or routers that the model has not, or adapters
+        for a model that has some.
+    """
+    for name in self.methods:
+      if name not in METHODS:
+        raise UserError(f"binding `fewshot.methods`: no method {name!r}.", hint=did_you_mean(name, METHODS))
+    routed = before is not None and any("task" in axes for axes in before.model.axes.values())
+    if before is None or (not routed and set(self.methods) & set(ADAPTATIONS)):
+      raise UserError(
+        "`fewshot` adapts the routed adapters of the stage before it, and there are none.",
+        hint="give that stage `stage.adapter = @adapter` with `adapter.method = @MHR`, or bind "
+        "`fewshot.methods = ('full',)`.",
+      )
+    has_adapters = any("/adapter/" in path for path in before.model.shapes)
+    if self.adapter is None:
+      if "adapters" in self.methods and not has_adapters:
+        raise UserError(
+          "`fewshot.methods` = 'adapters' tunes adapters, and the model has none.",
+          hint="hang some on it: `fewshot.adapter = @adapter`",
+        )
+    elif has_adapters:
+      raise UserError("`fewshot.adapter` is bound, and the model has adapters already.", hint="leave it out")
+    return before
+
+  def tuning(self, session: Session, tuned: Carried, name: str, drawn: Collection[Sequence[Example]]) -> "Adapter":
+    """The compiled adaptation by one method, announced.
+
+    Args:
+      tuned: what `prepared` gave.
+      drawn: the shots of every task, for their lengths.
+
+    Raises:
+      UserError: no learning rate for anything that the method trains.
+    """
+    model, adaptation = session.blueprint(tuned.adapter, 1), METHODS[name]
+    rates = dict(self.learning_rates)
     chosen = {p: s for p, s in model.shapes.items() if rule_for({adaptation.trainable: 1.0}, p)}
     shapes, _ = partition(chosen, rates)
     if not shapes:
@@ -75,21 +123,28 @@ class FewShot:
       )
     groups = [(p, count({k: s for k, s in shapes.items() if rule_for(rates, k) == p}), r) for p, r in rates.items()]
     session.reporter.trainable(f"{self.name} {name}, one task", groups, count(model.shapes) - count(shapes))
-    drawn = {task.name: shots(task, self.shots, session.seed) for task in tasks}
     lengths = [
-      min(limit, round_up(max(len(e[side]) for examples in drawn.values() for e in examples)))
+      min(limit, round_up(max(len(e[side]) for examples in drawn for e in examples)))
       for side, limit in (("inputs", session.inputs_length), ("targets", session.targets_length))
     ]
-    adapt = Adapter(session, before, model, shapes, rates, self.steps, adaptation, lengths)
+    return Adapter(session, tuned, model, shapes, rates, self.steps, adaptation, lengths)
+
+  def _adapt_all(self, session, tuned, tasks, name, evaluation) -> None:
+    done = {r["task"]: r for r in session.reporter.saved_rows(self.name) if r["method"] == name}
+    if all(t.name in done for t in tasks):
+      session.reporter.note(f"{self.name}: {name} complete, {len(tasks)} tasks loaded")
+      return
+    drawn = {task.name: shots(task, self.shots, session.seed) for task in tasks}
+    adapt = self.tuning(session, tuned, name, drawn.values())
     with session.reporter.progress(f"{self.name} {name}", len(tasks), 0) as progress:
       for i, task in enumerate(tasks, 1):
         if task.name not in done:
-          params, loss = adapt(drawn[task.name], session.key(self.name, name, task.name))
-          carried = Carried(model, params, before.adapter, (task.name,), True)
+          carried, loss = adapt.carried(drawn[task.name], session.key(self.name, name, task.name), task.name)
           generator = evaluation.generator(session, carried)
           common = {"stage": self.name, "method": name, "split": "heldout", "step": self.steps, "seed": session.seed}
           file = session.folder(self.name) / name / f"{task.name}.jsonl"
-          session.reporter.rows(score_tasks(generator, params, [task], [0], evaluation.examples, common, file))
+          rows = score_tasks(generator, carried.params, [task], [0], evaluation.examples, common, file)
+          session.reporter.rows(rows)
           progress.update(i, loss=loss)
         else:
           progress.update(i)
@@ -120,20 +175,30 @@ class Adapter:
     reweigh = normalisation(("the held-out task",), task_weights=None)
     self._step = make_step(model, objective, self._tx, self._shardings, frozen, session.mesh, reweigh=reweigh)
 
-  def __call__(self, examples: list[Example], key) -> tuple[dict, float]:
-    """(all parameters after adaptation, last training loss)."""
+  def __call__(self, examples: list[Example], key, start: Params | None = None) -> tuple[dict, float]:
+    """(all parameters after adaptation, last training loss).
+
+    Args:
+      start: parameters to start from; None: those of the stage before.
+    """
     session = self._session
     route = lambda router, tasks, k: new_router(router, tasks, self._adaptation.router, k)
-    params = rerouted(self._before.params, self._before.model, self._model, route, key)
+    params = rerouted(self._before.params if start is None else start, self._before.model, self._model, route, key)
     frozen = {p: v for p, v in params.items() if p not in self._shapes}
     # Copies: the step donates its state, and the inventory is needed again for the next task.
-    train = {p: jax.device_put(np.array(params[p]), self._shardings.train[p]) for p in self._shapes}
+    host = {p: np.array(params[p], s.dtype) for p, s in self._shapes.items()}
+    train = {p: jax.device_put(value, self._shardings.train[p]) for p, value in host.items()}
     state = initial_state(train, self._tx, self._shardings)
     batch = place(self._batch(examples), session.mesh)
     metrics = None
     for _ in range(self._steps):
       state, metrics = self._step(state, frozen, batch, key)
     return {**frozen, **state.train}, float("nan") if metrics is None else float(metrics["loss"])
+
+  def carried(self, examples: list[Example], key, task: str, start: Params | None = None) -> tuple[Carried, float]:
+    """(the model after adaptation, last training loss)."""
+    params, loss = self(examples, key, start)
+    return Carried(self._model, params, self._before.adapter, (task,), True), loss
 
   def _batch(self, examples: list[Example]) -> dict[str, np.ndarray]:
     s = self._session
@@ -155,13 +220,23 @@ def round_up(length: int, multiple: int = 8) -> int:
   return -(-length // multiple) * multiple
 
 
-def shots(task: CachedTask, number: int, seed: int) -> list[Example]:
-  """The first `number` of the task's training examples in an order drawn by seed and task name."""
-  pool = task.splits.get("train", ())
-  if len(pool) < number:
-    raise UserError(
-      f"binding `fewshot.shots` = {number}: task {task.name} has {len(pool)} training examples.",
-      hint=f"valid choices: 1 to {len(pool)}.",
-    )
+def shots(
+  task: CachedTask, number: int, seed: int, *, pool: str = "train", avoid: Collection[str] = ()
+) -> list[Example]:
+  """The first `number` of a task's examples in an order drawn by seed and task name.
+
+  Args:
+    pool: split that they are from.
+    avoid: inputs, as text, that are never among them.
+  """
+  examples = task.splits.get(pool, ())
   rng = np.random.default_rng([seed, *task.name.encode()])
-  return [pool[int(i)] for i in rng.permutation(len(pool))[:number]]
+  order = (examples[int(i)] for i in rng.permutation(len(examples)))
+  found = list(itertools.islice((e for e in order if e["text"].strip() not in avoid), number))
+  if len(found) < number:
+    kind = "training" if pool == "train" else f"{pool!r}"
+    raise UserError(
+      f"binding `fewshot.shots` = {number}: task {task.name} has {len(found)} {kind} examples.",
+      hint=f"valid choices: 1 to {len(found)}.",
+    )
+  return found

@@ -27,6 +27,12 @@ FIELDS = (
   "task",
   "category",
   "step",
+  "level",
+  "shots",
+  "selector",
+  "prompt",
+  "dataset",
+  "benchmark",
 )  # of a result row, that a measure may ask for
 DRAWS, LEVEL = 10_000, 0.95
 Row = Mapping[str, Any]

@@ -1,6 +1,5 @@
-"""Predictions files: one JSON object a line and item, with what was asked, answered and scored."""
+"""What a run has predicted: the last evaluation of every stage, every few-shot method, every cell of a protocol."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mtx.analysis.gradients import METRIC
-from mtx.errors import UserError
+from mtx.eval.predictions import Answer, Item, read_predictions
 
-Item = tuple[str, str]  # task, id
 OF_MIXTURE = re.compile(r"predictions-(?P<mixture>.+)-(?P<step>\d+)\.jsonl")
-TEXTS = ("task", "id", "prediction")
 UNTRAINED = "untrained"  # the method of a model that nothing was done to yet
-
-
-@dataclass(frozen=True)
-class Answer:
-  """Attributes:
-  inputs: None where the file does not have them.
-  scores: metric -> score in [0, 100], in the order of the file: the first is the task's main one.
-  """
-
-  prediction: str
-  references: tuple[str, ...]
-  inputs: str | None
-  scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -71,49 +55,6 @@ class Evaluated:
     return tuple(dict.fromkeys(metric for answer in self.answers.values() for metric in answer.scores))
 
 
-def read_predictions(path: Path) -> dict[Item, Answer]:
-  """The items of a predictions file, in its order.
-
-  Raises:
-    UserError: a line that is not such an object, or an item that is there twice; names the line.
-  """
-  answers: dict[Item, Answer] = {}
-  hint = "delete the file and evaluate again, or restore it"
-  try:
-    lines = path.read_bytes().split(b"\n")
-  except OSError as error:
-    raise UserError(f"{path} can not be read: {error.strerror}.") from error
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    place = f"{path}:{number}"
-    try:
-      fields = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-      raise UserError(f"{place} is not JSON: {error}", hint=hint) from error
-    item, answer = _answer(fields, place, hint)
-    if item in answers:
-      raise UserError(f"{place}: item {'/'.join(item)} is there a second time.", hint=hint)
-    answers[item] = answer
-  return answers
-
-
-def _answer(fields: Any, place: str, hint: str) -> tuple[Item, Answer]:
-  if not isinstance(fields, dict):
-    raise UserError(f"{place} is no JSON object.", hint=hint)
-  for name in TEXTS:
-    if not isinstance(fields.get(name), str):
-      what = f"{name!r} is {fields[name]!r}, not text" if name in fields else f"there is no {name!r}"
-      raise UserError(f"{place} is no prediction: {what}.", hint=hint)
-  references, inputs = fields.get("references"), fields.get("inputs")
-  if not isinstance(references, list) or not all(isinstance(each, str) for each in references):
-    raise UserError(f"{place} is no prediction: 'references' is no list of texts.", hint=hint)
-  rest = {name: value for name, value in fields.items() if name not in (*TEXTS, "references", "inputs")}
-  scores = {name: float(v) for name, v in rest.items() if isinstance(v, (int, float))}
-  answer = Answer(fields["prediction"], tuple(references), inputs if isinstance(inputs, str) else None, scores)
-  return (fields["task"], fields["id"]), answer
-
-
 def find_evaluated(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluated]:
   """What a run has predicted: of every stage, mixture and method the last evaluation, and every few-shot method.
 
@@ -135,8 +76,14 @@ def find_evaluated(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> list[Eva
     adapted.setdefault((path.parent.parent.name, path.parent.name), []).append(path)
   for (stage, method), files in adapted.items():
     mine = [row for row in rows if row["stage"] == stage and row["method"] == method]
-    split = str(mine[-1]["split"]) if mine else "heldout"
-    found.append(Evaluated(stage, int(mine[-1]["step"]) if mine else 0, split, method, tuple(files)))
+    splits: dict[str, set[str]] = {}
+    for row in mine:
+      splits.setdefault(str(row["split"]), set()).add(row["task"])
+    step = int(mine[-1]["step"]) if mine else 0
+    for split, tasks in (splits or {"heldout": set()}).items():
+      # Of a file without rows yet, nobody knows the split.
+      only = frozenset(tasks) if len(splits) > 1 else None
+      found.append(Evaluated(stage, step, split, method, tuple(files), only))
   return _as_rows(found, rows)
 
 

@@ -147,7 +147,7 @@ def shots(
     ("demonstration", demonstration, {"inputs", "targets"}),
     ("query", query, {"inputs"}),
   ):
-    _check(name, template, fields)
+    check_template(f"shots.{name}", template, fields)
   rows = functools.partial(
     _rows,
     task=task,
@@ -208,16 +208,21 @@ def _bm25s():
   return sys.modules["bm25s"]
 
 
-def _check(name: str, template: str, fields: set[str]) -> None:
+def check_template(name: str, template: str, fields: set[str]) -> None:
+  """Raises UserError unless a template has these fields and no other.
+
+  Args:
+    name: of the template, for messages.
+  """
   try:
     found = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
   except ValueError as error:
-    raise UserError(f"shots.{name} is {template!r}: {error}", hint="double braces that are meant as such") from error
+    raise UserError(f"{name} is {template!r}: {error}", hint="double braces that are meant as such") from error
   if found - fields:
     wrong = min(found - fields)
-    raise UserError(f"shots.{name} has a field {{{wrong}}}", hint=did_you_mean(wrong, fields))
+    raise UserError(f"{name} has a field {{{wrong}}}", hint=did_you_mean(wrong, fields))
   if fields - found:
-    raise UserError(f"shots.{name} is {template!r}: it has no {{{min(fields - found)}}}")
+    raise UserError(f"{name} is {template!r}: it has no {{{min(fields - found)}}}")
 
 
 def _rows(

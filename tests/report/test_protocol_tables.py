@@ -1,0 +1,58 @@
+"""The tables of a protocol: averages by level and cell, a line a prompt and one for their median, seeds with spread."""
+
+from mtx.report.protocol import protocol_tables
+from mtx.report.table import to_text
+
+LEVELS = {"a": "category", "b": "task", "c": "task"}
+
+
+def rows(shift=0.0, prompts=("plain",), seeds=(0,)):
+  made = []
+  for seed in seeds:
+    for shots, selector in ((0, "none"), (5, "bm25")):
+      for place, prompt in enumerate(prompts):
+        for i, (task, level) in enumerate(LEVELS.items()):
+          value = shift + 10 * i + shots + place * 20 + seed
+          made.append(
+            dict(task=task, dataset=task, level=level, category="x", benchmark="", metric="exact_match", value=value)
+            | dict(shots=shots, selector=selector, prompt=prompt, seed=seed, count=1 + 3 * i)
+          )
+  return made
+
+
+def lines(runs):
+  text = to_text(protocol_tables(runs), width=140)
+  return [line for line in text.splitlines() if line.strip()]
+
+
+def test_a_line_a_level_and_cell():
+  first, _ = "\n".join(lines({"m": rows()})).split("by category")
+  found = [line.split() for line in first.splitlines()]
+  assert ["held-out", "categories", "0", "0.0", "0.0"] in found
+  assert ["held-out", "tasks", "of", "seen", "categories", "0", "15.0", "16.4"] in found
+  assert ["5", "bm25", "20.0", "21.4"] in found
+  assert not any("prompt" in line for line in found)
+
+
+def test_prompts_and_their_median():
+  """Values 0, 20, 40 higher: the median is the second prompt's, and stands last."""
+  text = lines({"m": rows(prompts=("plain", "question", "order"))})
+  at = next(i for i, line in enumerate(text) if "seen categories" in line)
+  found = [line.split()[-3:] for line in text[at : at + 4]]
+  assert found == [["plain", "15.0", "16.4"], ["question", "35.0", "36.4"], ["order", "55.0", "56.4"],
+                   ["median", "35.0", "36.4"]]  # fmt: skip
+
+
+def test_models_side_by_side_with_spread_between_seeds():
+  """The mean over seeds and half their range; a cell that a model lacks is a dash."""
+  other = [row for row in rows(shift=50) if not row["shots"]]
+  text = lines({"m": rows(seeds=(0, 1)), "other": other})
+  zero = next(line for line in text if "seen categories" in line and "15.5" in line)
+  assert "15.5 ± 0.5" in zero and "65.0" in zero
+  five = next(line for line in text if "20.5" in line)
+  assert five.split()[-1] == "-" and any("± is between seeds" in line for line in text)
+
+
+def test_rows_of_other_evaluations_are_left_out():
+  stray = {"task": "z", "metric": "exact_match", "value": 1.0}
+  assert lines({"m": [stray, *rows()]}) == lines({"m": rows()})
