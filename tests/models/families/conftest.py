@@ -14,7 +14,8 @@ def measured(request, record_property):
   parity.MEASURED.clear()
   yield
   if parity.MEASURED:
-    record_property("parity", (request.node.callspec.params["pair"], tuple(parity.MEASURED)))
+    family = request.path.stem.removeprefix("test_").removesuffix("_family")
+    record_property("parity", (f"{family}: {request.node.callspec.params['pair']}", tuple(parity.MEASURED)))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -27,6 +28,7 @@ def pytest_terminal_summary(terminalreporter):
   if not rows:
     return
   terminalreporter.section("differences from transformers, of the largest value; equal greedy tokens")
+  terminalreporter.write_line(f"{'':<40}" + "".join(f"{column:>10}" for column in COLUMNS))
   for variant, found in rows.items():
     shown = {column: worst(found[column]) for column, worst in COLUMNS.items() if found[column]}
     cells = [f"{value:.0%}" if column == "greedy" else f"{value:.1e}" for column, value in shown.items()]
