@@ -15,7 +15,8 @@ def measured(request, record_property):
   yield
   if parity.MEASURED:
     family = request.path.stem.removeprefix("test_").removesuffix("_family")
-    record_property("parity", (f"{family}: {request.node.callspec.params['pair']}", tuple(parity.MEASURED)))
+    numbers = tuple((column, float(number)) for column, number in parity.MEASURED)  # what workers of xdist can send
+    record_property("parity", (f"{family}: {request.node.callspec.params['pair']}", numbers))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -30,6 +31,7 @@ def pytest_terminal_summary(terminalreporter):
   terminalreporter.section("differences from transformers, of the largest value; equal greedy tokens")
   terminalreporter.write_line(f"{'':<40}" + "".join(f"{column:>10}" for column in COLUMNS))
   for variant, found in rows.items():
-    shown = {column: worst(found[column]) for column, worst in COLUMNS.items() if found[column]}
-    cells = [f"{value:.0%}" if column == "greedy" else f"{value:.1e}" for column, value in shown.items()]
+    shown = {column: worst(found[column]) if found[column] else None for column, worst in COLUMNS.items()}
+    show = lambda column, value: "-" if value is None else f"{value:.0%}" if column == "greedy" else f"{value:.1e}"
+    cells = [show(column, value) for column, value in shown.items()]
     terminalreporter.write_line(f"{variant:<40}" + "".join(f"{cell:>10}" for cell in cells))
