@@ -37,7 +37,7 @@ CONFIGURABLES = (
 )  # fmt: skip
 # In mtx/tasks: what a gin file may bind.
 PROVIDERS = (
-  "arithmetic", "bbh", "facts", "flan_cot", "gsm8k", "language", "mgsm", "numbers", "nusax", "own", "procedural",
+  "arithmetic", "bbh", "clinical", "facts", "flan_cot", "gsm8k", "language", "mgsm", "numbers", "nusax", "own", "procedural",
   "programs", "promptsource", "rates", "self_instruct", "shots", "superni", "tatoeba", "text", "tfds", "xcopa", "xquad",
   "xwinograd",
 )  # fmt: skip
