@@ -33,13 +33,14 @@ from mtx.training.session import Session
 
 CONFIGURABLES = (
   "adapters.lora", "adapters.poly", "adapters.site", "analysis.gradients", "eval.fewshot", "eval.modular_teacher",
-  "eval.protocol", "eval.recipe", "merge.average", "tasks.chosen", "training.rates", "training.stage",
+  "eval.protocol", "eval.recipe", "eval.single_task", "merge.average", "tasks.chosen", "training.rates",
+  "training.stage",
 )  # fmt: skip
 # In mtx/tasks: what a gin file may bind.
 PROVIDERS = (
-  "arithmetic", "bbh", "clinical", "facts", "flan_cot", "gsm8k", "language", "mgsm", "numbers", "nusax", "own", "procedural",
-  "programs", "promptsource", "rates", "self_instruct", "shots", "superni", "tatoeba", "text", "tfds", "xcopa", "xquad",
-  "xwinograd",
+  "arithmetic", "bbh", "clinical", "facts", "flan_cot", "gsm8k", "language", "mgsm", "numbers", "nusax", "own",
+  "procedural", "programs", "promptsource", "rates", "self_instruct", "shots", "superni", "tatoeba", "text", "tfds",
+  "xcopa", "xquad", "xwinograd",
 )  # fmt: skip
 # These need SeqIO; where it is not installed, others take their bindings.
 SEQIO = {

@@ -46,7 +46,7 @@ FINDINGS = {
 STATES = {"takes": "drug", "has": "disease", "carries": "gene"}  # verb of a patient -> kind of its object
 ADJECTIVES = {"disease": ("severe", "mild", "chronic", "acute"), "gene": ("mutant", "silent", "active", "rare")}
 SHARE = 2 / 3  # of inputs whose focus is in the note
-INSTRUCTIONS = ("full", "none", "constant", "token")
+INSTRUCTIONS = ("full", "off", "constant", "token")
 SAYS_NOTHING = "this sentence is here for its length alone and says nothing of what is to be done"
 MASK = "_"
 NOISE = SpanCorruption(rate=0.3, mean=3)  # BART's text infilling (Lewis et al. 2020, arXiv 1910.13461)
@@ -92,11 +92,8 @@ class Instance:
     return " ".join([*self.words, "?", self.focus])
 
 
-def _names(*kinds: str) -> Callable[[Instance], str]:
-  def answer(instance: Instance) -> str:
-    return listed([(word, KIND_OF[word]) for word in instance.words if KIND_OF.get(word) in kinds], " or ".join(kinds))
-
-  return answer
+def _names(instance: Instance, *, kinds: tuple[str, ...]) -> str:
+  return listed([(word, KIND_OF[word]) for word in instance.words if KIND_OF.get(word) in kinds], " or ".join(kinds))
 
 
 def _verbs(instance: Instance) -> str:
@@ -157,12 +154,12 @@ class Skill:
 
 
 SKILLS = (
-  Skill("drugs", "entities", "find the names of all drugs in the note and tag each", "list the drugs", _names("drug")),
-  Skill("genes", "entities", "find the names of all genes in the note and tag each", "list the genes", _names("gene")),
+  Skill("drugs", "entities", "find the names of all drugs in the note and tag each", "list the drugs", functools.partial(_names, kinds=("drug",))),
+  Skill("genes", "entities", "find the names of all genes in the note and tag each", "list the genes", functools.partial(_names, kinds=("gene",))),
   Skill("diseases", "entities", "find the names of all diseases in the note and tag each", "list the diseases",
-        _names("disease")),
+        functools.partial(_names, kinds=("disease",))),
   Skill("entities", "entities", "find every drug gene and disease in the note and tag each with its type",
-        "list the entities", _names(*MEDICAL)),
+        "list the entities", functools.partial(_names, kinds=MEDICAL)),
   Skill("verbs", "parts of speech", "find the words of the note that are verbs and tag each", "list the verbs", _verbs),
   Skill("adjectives", "parts of speech", "find the words of the note that are adjectives and tag each",
         "list the adjectives", _adjectives),
@@ -204,7 +201,7 @@ def clinical(
   task that is done.
 
   Args:
-    instruction: before each input: "full" (definition, prompt and solved examples), "none", "constant" (one text for
+    instruction: before each input: "full" (definition, prompt and solved examples), "off", "constant" (one text for
       all tasks, as long as the longest instruction: its length says no more than its words), or "token" (one word).
     shown: solved examples of an instruction, of one finding each.
     examples, validation, test: of a task, by split.
@@ -225,7 +222,7 @@ def clinical(
     raise UserError(f"clinical.swapped = {swapped}: there is nothing to swap", hint=f"instruction is {instruction!r}")
 
   def task(name: str, asked: Skill, counts: dict[str, int]):
-    make = functools.partial(draw, skill=asked, before=prefix(asked, instruction, shown), shown=shown)
+    make = functools.partial(draw, skill=asked, before=prefix(asked, instruction, shown))
     metrics = ("set_f1", "exact_match")
     return family.task(name, asked.category, counts, make, seed=seed, stream="clinical", metrics=metrics)
 
@@ -244,13 +241,14 @@ def clinical(
 
 @gin.configurable
 def clinical_text(*, documents: int = 20_000, validation: int = 100, seed: int = 0) -> Collection:
-  """Task `clinical_text`: notes with spans of their words as one mask each, to be written in full.
+  """Task `clinical_text`: such inputs, nothing before them, with spans of words as one mask each, to be written in full.
 
-  It is BART's text infilling, of 30 % of the words, with spans of fixed number where BART draws their lengths.
+  It is BART's text infilling, of 30 % of the words, with spans of fixed number where BART draws their lengths. Its
+  texts are drawn apart from those of `clinical`.
 
   Args:
-    documents, validation: notes in split `train` and `validation`.
-    seed: of notes and masks.
+    documents, validation: texts in split `train` and `validation`.
+    seed: of texts and masks.
 
   Raises:
     UserError: a number of documents below 1.
@@ -261,31 +259,28 @@ def clinical_text(*, documents: int = 20_000, validation: int = 100, seed: int =
   return Collection("clinical_text", (task,), vocabulary=vocabulary)
 
 
-def draw(random: Random, *, skill: Skill, before: str, shown: int) -> Row | None:
-  """An instance with the answer to what a skill asks; None where an instruction shows it."""
-  instance = Instance(made := note(random), _focus(random, made))
-  text = str(instance)
-  if any(made == example.note for example in demonstrations(shown)):
-    return None
-  return {"inputs": f"{before} {text}".strip(), "targets": skill.answer(instance), "key": text}
+def draw(random: Random, *, skill: Skill, before: str) -> Row:
+  """An instance with the answer to what a skill asks."""
+  found = instance(random)
+  return {"inputs": f"{before} {found}".strip(), "targets": skill.answer(found), "key": str(found)}
 
 
 def draw_text(random: Random) -> Row:
-  """A note with masked spans, and the note."""
-  words = [word for sentence in note(random) for word in sentence.words]
+  """An instance with masked spans, and the instance."""
+  words = str(instance(random)).split()
   mask = NOISE.mask(len(words), np.random.default_rng(random.getrandbits(64)))
   kept, _ = corrupted(range(len(words)), mask, lambda span: -1)
   return {"inputs": " ".join(words[i] if i >= 0 else MASK for i in kept), "targets": " ".join(words)}
 
 
-def note(random: Random) -> tuple[Sentence, ...]:
-  """A patient and two findings in any order. No name occurs twice."""
+def instance(random: Random) -> Instance:
+  """A patient and two findings in any order, and a focus. No name occurs twice in the note."""
   left = {kind: random.sample(names, len(names)) for kind, names in KINDS.items()}
   verb = random.choice(list(STATES))
   patient = Sentence(left["person"].pop(), verb, left[STATES[verb]].pop(), city=left["city"].pop())
   sentences = [patient, _finding(random, left), _finding(random, left)]
   random.shuffle(sentences)
-  return tuple(sentences)
+  return Instance(tuple(sentences), _focus(random, sentences))
 
 
 def _finding(random: Random, left: dict[str, list[str]]) -> Sentence:
@@ -322,7 +317,7 @@ def prefix(skill: Skill, instruction: str, shown: int) -> str:
     longest = max(len(prefix(each, "full", shown).split()) for each in SKILLS)
     words = SAYS_NOTHING.split()
     return " ".join(words[i % len(words)] for i in range(longest))
-  if instruction == "none":
+  if instruction == "off":
     return ""
   solved = "".join(f" input : {example} output : {skill.answer(example)}" for example in demonstrations(shown))
   return f"definition : {skill.definition} prompt : {skill.prompt}{solved} input :"
