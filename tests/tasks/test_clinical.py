@@ -25,13 +25,12 @@ def kind(word):
   return next((kind for ending, kind in ENDINGS.items() if word.endswith(ending)), None)
 
 
-def answers(text):
+def answers(note):
   """What the tasks ask, from the words alone."""
-  note, focus = text.split(" ? ")
   words = note.split()
   sentences = [sentence.split() for sentence in note.removesuffix(" .").split(" . ")]
-  about = next((sentence for sentence in sentences if focus in sentence), [])
-  harms = [bool(BAD & set(sentence)) for sentence in sentences if (GOOD | BAD) & set(sentence)]
+  findings = [sentence for sentence in sentences if (GOOD | BAD) & set(sentence)]
+  [state] = [sentence[-1] for sentence in sentences if sentence not in findings] or [None]
   tagged = lambda found, nothing: ", ".join(f"{word} <{tag}>" for word, tag in found) or f"no {nothing}"
   listed = lambda *kinds: tagged([(w, kind(w)) for w in words if kind(w) in kinds], " or ".join(kinds))
   verbs = [(w, "verb") for w in words if w in GOOD | BAD | {"takes", "has", "carries"}]
@@ -42,11 +41,11 @@ def answers(text):
     "entities": listed("drug", "gene", "disease"),
     "verbs": tagged(verbs, "verb"),
     "adjectives": tagged([(w, "adjective") for w in words if w in ADJECTIVES], "adjective"),
-    "mentioned": "yes" if focus in words else "no",
-    "harmful": "yes" if BAD & set(about) else "no",
-    "partner": about[-1 if about[0] == focus else 0] if about else "no partner",
-    "kind": kind(focus),
-    "outlook": {2: "bad", 1: "mixed", 0: "good"}[sum(harms)],
+    "adverse": "yes" if any(f[0].endswith("mab") and f[1] in BAD for f in findings) else "no",
+    "genetic": "yes" if any(f[0].endswith("ase") for f in findings) else "no",
+    "state": state,
+    "status": kind(state or ""),
+    "outlook": {2: "bad", 1: "mixed", 0: "good"}[sum(f[1] in BAD for f in findings)],
     "deidentify": re.sub(r"\w+son of \w+ville", "<person> of <city>", note),
   }
 
@@ -64,8 +63,8 @@ def test_all_tasks_have_the_same_inputs_and_no_text_is_in_two_splits():
   assert len({text for split in texts for text in split}) == sum(map(len, texts))
   for splits in given.values():
     assert [[row["inputs"] for row in split] for split in splits] == texts
-  demonstrated = " ".join(map(str, demonstrations(3)))
-  assert not any(text.split(" ? ")[0] in demonstrated for split in texts for text in split)
+  shown = {str(note) for skill in SKILLS for note in demonstrations(skill, 3)}
+  assert len(shown) == 6 and not any(shown & set(split) for split in texts)
 
 
 @pytest.mark.parametrize("instruction", ["full", "constant", "token"])
@@ -88,12 +87,12 @@ def test_the_constant_is_as_long_as_the_longest_instruction():
 
 def test_solved_examples_of_an_instruction_are_right():
   for skill in SKILLS:
-    for solved in prefix(skill, "full", 3).split(" input : ")[1:-1]:
-      text, _, answer = solved.removesuffix(" input :").partition(" output : ")
-      finding, _, focus = text.partition(" ? ")
-      assert focus in finding
+    for solved in prefix(skill, "full", 3).removesuffix(" input :").split(" input : ")[1:]:
+      note, _, answer = solved.partition(" output : ")
       if skill.name != "outlook":  # of one finding, where notes have two
-        assert answer.replace(" , ", ", ") == answers(text)[skill.name]
+        assert answer.replace(" , ", ", ") == answers(note)[skill.name]
+      else:
+        assert answer == ("bad" if BAD & set(note.split()) else "good")
 
 
 def test_swapped_tasks_ask_for_what_is_never_ones_own_answer():
@@ -126,14 +125,30 @@ def test_every_word_has_an_id():
 
 def test_masked_texts_are_told_by_the_whole():
   masked = 0
-  for row in rows(clinical_text(documents=200).train[0], "train"):
+  for row in rows(clinical_text(documents=200, before=0).train[0], "train"):
     pattern = " ".join(r"\S+( \S+)*" if word == "_" else re.escape(word) for word in row["inputs"].split())
     assert re.fullmatch(pattern, row["targets"])
     kept = [word for word in row["inputs"].split() if word != "_"]
     masked += len(row["targets"].split()) - len(kept)
     assert len(answers(row["targets"])) == len(SKILLS)
-  total = sum(len(row["targets"].split()) for row in rows(clinical_text(documents=200).train[0], "train"))
+  total = sum(len(row["targets"].split()) for row in rows(clinical_text(documents=200, before=0).train[0], "train"))
   assert 0.28 < masked / total < 0.32
+
+
+def test_masked_notes_come_after_others():
+  found = Counter()
+  for row in rows(clinical_text(documents=200, before=2).train[0], "train"):
+    words = row["inputs"].split()
+    first = words.index("_")
+    patients = [word for word in words[:first] if word.endswith("son")]
+    found[len(patients)] += 1
+    assert row["targets"].split()[-1] == "."
+  assert found[0] > 20 and found[2] > 20
+
+
+def test_tasks_may_have_notes_of_their_own():
+  one, other = clinical(instruction="off", shared=False).train[:2]
+  assert not {row["inputs"] for row in rows(one)} & {row["inputs"] for row in rows(other)}
 
 
 def test_seeds_sizes_and_processes():
