@@ -202,7 +202,7 @@ def clinical(
 
   `clinical_<skill>_as_<other>` has the inputs of the first with the instruction of the other, and the other's answer as
   its target; the two answers always differ. So its exact match is how often a change of instructions alone changes the
-  task that is done.
+  task that is done. (Notes being shared, it is the other task's test item: nothing but the instruction names a task.)
 
   Args:
     instruction: before each input: "full" (definition, prompt and solved examples), "off", "constant" (one text for
@@ -228,8 +228,8 @@ def clinical(
 
   def task(name: str, asked: Skill, counts: dict[str, int]):
     make = functools.partial(draw, skill=asked, before=prefix(asked, instruction, shown))
-    metrics = ("set_f1", "exact_match")
-    return family.task(name, asked.category, counts, make, seed=seed, stream="clinical" if shared else asked.name, metrics=metrics)
+    stream = "clinical" if shared else f"clinical {asked.name}"
+    return family.task(name, asked.category, counts, make, seed=seed, stream=stream, metrics=("set_f1", "exact_match"))
 
   counts = {"test": test, "validation": validation, "train": examples}
   return Collection(
@@ -319,7 +319,7 @@ def demonstrations(skill: Skill, number: int) -> tuple[Note, ...]:
 
 @functools.cache
 def prefix(skill: Skill, instruction: str, shown: int) -> str:
-  """What stands before an instance."""
+  """What stands before a note."""
   if instruction == "token":
     return f"task_{SKILLS.index(skill)}"
   if instruction == "constant":
