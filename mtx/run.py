@@ -23,7 +23,7 @@ from mtx import (
   sweep,
 )
 from mtx.check import check
-from mtx.errors import UserError
+from mtx.errors import UserError, did_you_mean
 from mtx.eval.evaluate import Evaluation
 from mtx.parallel.mesh import make_mesh
 from mtx.report.reporter import Reporter
@@ -33,8 +33,8 @@ from mtx.training.session import Session
 
 CONFIGURABLES = (
   "adapters.lora", "adapters.poly", "adapters.site", "analysis.gradients", "eval.fewshot", "eval.modular_teacher",
-  "eval.protocol", "eval.recipe", "eval.single_task", "merge.average", "tasks.chosen", "training.rates",
-  "training.stage",
+  "eval.protocol", "eval.recipe", "eval.sample_efficiency", "eval.single_task", "eval.tune", "merge.average",
+  "tasks.chosen", "training.rates", "training.stage",
 )  # fmt: skip
 # In mtx/tasks: what a gin file may bind.
 PROVIDERS = (
@@ -72,7 +72,8 @@ def train(
   Args:
     source: a provider of tasks, `@superni` for example, or `@mixture`, which joins several; or the name of one whose
       tasks are in the cache already, which needs no SeqIO (where it is not installed, `@superni` means just that).
-    stages: in order, each `@NAME/stage()` or `@fewshot()`; each gets the model of the one before.
+    stages: in order, each `@NAME/stage()` or `@fewshot()`; each gets the model of the one before, or of the one that
+      its `after` names.
     run_dir: checkpoints, logs, results and report.html; a run that was stopped goes on from what is there.
     cache_dir: tokenised tasks, shared by all runs.
     seed: of everything random.
@@ -86,6 +87,11 @@ def train(
   names = [s.name for s in stages]
   if len(set(names)) < len(names):
     raise UserError(f"binding `train.stages`: two stages are called {max(names, key=names.count)!r}.")
+  after = {stage.name: getattr(stage, "after", None) for stage in stages}
+  for i, (name, earlier) in enumerate(after.items()):
+    if earlier is not None and earlier not in names[:i]:
+      hint = did_you_mean(earlier, names[:i])
+      raise UserError(f"binding `{name}/stage.after`: {earlier!r} is no stage before {name!r}.", hint=hint)
   folder = Path(run_dir)
   reporter = Reporter(folder)
   evaluation = Evaluation()
@@ -120,8 +126,12 @@ def train(
   )
   reporttool.begin(session, stages, open_mixture.opened)
   carried = None
+  kept = {}
   for stage in stages:
-    carried = stage.run(session, carried)
+    earlier = after[stage.name]
+    carried = stage.run(session, carried if earlier is None else kept[earlier])
+    if stage.name in after.values():
+      kept[stage.name] = carried
     reporttool.went_on(session, open_mixture.opened)
   if keep_model:
     _keep(session, carried, stages, found)

@@ -83,6 +83,17 @@ def element(example: Mapping[str, Any], task: int, inputs_length: int, targets_l
   )
 
 
+def joined(row: Sequence[Element]) -> list[Element]:
+  """The elements of a row as one element, whose loss weights are at the targets of each: one segment, in which every
+  example sees those before it. It belongs to the task of the first."""
+  if len(row) < 2:
+    return list(row)
+  first, *rest = row
+  parts = [first.targets, *(part for each in rest for part in (each.inputs, each.targets))]
+  weights = [_weights(first), *(w for each in rest for w in (np.zeros(len(each.inputs), np.uint8), _weights(each)))]
+  return [Element(first.inputs, np.concatenate(parts), first.task, np.concatenate(weights))]
+
+
 def capacity(architecture: str, inputs_length: int, targets_length: int) -> Int[np.ndarray, " sides"]:
   """Tokens that a row holds: of inputs and of targets, or for decoders of both together."""
   limits = np.array([inputs_length, targets_length])

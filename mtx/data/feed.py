@@ -154,7 +154,7 @@ class Feed:
     return FeedIterator(self.recipe, self.fingerprint)
 
 
-@gin.configurable(allowlist=["batch", "pack", "rows", "overlong", "loss"])
+@gin.configurable(allowlist=["batch", "pack", "rows", "overlong", "loss", "isolate"])
 def feed(
   mixture: CachedMixture,
   *,
@@ -168,6 +168,7 @@ def feed(
   rows: str = "mixed",
   overlong: str = "truncate",
   loss: str = "targets",
+  isolate: bool = True,
 ) -> Feed:
   """Endless training batches of a mixture.
 
@@ -184,6 +185,8 @@ def feed(
     overlong: what happens to longer examples: "truncate" keeps EOS, "drop", or "error".
     loss: "targets": the targets count, or those of them that an example's weights name. "all": every token of inputs
       and targets, for causal decoders.
+    isolate: whether the examples of a row are kept apart: attention is block-diagonal, positions begin anew. False, for
+      causal decoders: a row is one text, and an example sees those before it.
 
   Raises:
     UserError: a name that is none of these choices, a length below 1, a split that a task lacks, an over-long
@@ -196,12 +199,20 @@ def feed(
   for name, value in (("batch", batch), ("inputs_length", inputs_length), ("targets_length", targets_length)):
     if not isinstance(value, int) or value < 1:
       raise UserError(f"{name} of the feed is {value!r}", hint="it must be 1 or more")
-  recipe = _Recipe(mixture, architecture, split, seed, batch, inputs_length, targets_length, pack, rows, overlong, loss)
+  if not isolate and architecture != "causal":
+    raise UserError(
+      f"feed.isolate is False, but the architecture is {architecture!r}",
+      hint='an example can see those before it where all attention is causal: model.architecture = "causal"',
+    )
+  recipe = _Recipe(
+    mixture, architecture, split, seed, batch, inputs_length, targets_length, pack, rows, overlong, loss, isolate
+  )
   counts = {
     mixture.tasks[index].name: int((stream.split.lengths > np.array(recipe.lengths)).any(axis=1).sum())
     for index, stream in ((index, recipe.stream(index)) for index in np.flatnonzero(recipe.rates).tolist())
   }
   settings = [architecture, split, seed, batch, inputs_length, targets_length, pack, rows, overlong, loss, ORDER]
+  settings += [] if isolate else ["joined"]
   return Feed(
     spec={name: (values.shape, values.dtype.name) for name, values in recipe.arrays([[]] * batch).items()},
     overlong={name: count for name, count in counts.items() if count},
@@ -269,6 +280,7 @@ class _Recipe:
   kind: str
   overlong: str
   loss: str
+  isolate: bool
   streams: dict[int, Stream] = field(default_factory=dict)
 
   @functools.cached_property
@@ -289,7 +301,9 @@ class _Recipe:
       task = self.mixture.tasks[index]
       examples = _split(task, self.split)
       kept = _within(task, examples, np.array(self.lengths), self.overlong)
-      sizes = convert.sizes(examples.lengths, self.architecture, *self.lengths, start_id=self.start_id)
+      # Joined examples keep their first tokens, which something then predicts.
+      start_id = self.start_id if self.isolate else 0
+      sizes = convert.sizes(examples.lengths, self.architecture, *self.lengths, start_id=start_id)
       self.streams[index] = Stream(examples, kept, sizes, task.name, self.seed)
     return self.streams[index]
 
@@ -302,6 +316,7 @@ class _Recipe:
     return convert.element(example, task, *self.lengths, self.mixture.vocabulary.eos_id)
 
   def arrays(self, rows: Sequence[Sequence[Element]]) -> Arrays:
+    rows = rows if self.isolate else [convert.joined(row) for row in rows]
     made = convert.features(rows, self.architecture, *self.lengths, loss=self.loss, start_id=self.start_id)
     return made | {"task_ids": convert.row_tasks(rows)} if self.kind == "task" else made
 

@@ -7,7 +7,7 @@ runs with. An arm is bindings over that file, and an arm with a seed is one run.
 import fnmatch
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Recipe:
     accept: criteria, see `mtx.eval.criteria`.
     minutes: that all of it takes on two cores.
     run: None: an arm is `mtx train`. Else a function `(arm, seed, folder) -> result rows` that is called instead.
+    derive: None, or a function of what the arms of one seed left, `{arm: rows} -> {arm: further rows}`: measures that
+      compare a whole curve, or arms with each other, such as `@data_needed`.
   """
 
   title: str = gin.REQUIRED
@@ -64,6 +66,7 @@ class Recipe:
   seeds: Sequence[int] = (0, 1, 2)
   minutes: float = 20.0
   run: Callable[[str, int, Path], list[dict[str, Any]]] | None = None
+  derive: Callable[[Mapping[str, Sequence[Row]]], Mapping[str, Sequence[Row]]] | None = None
 
   def __post_init__(self):
     for name in (*self.arms, *self.measures):
@@ -146,6 +149,7 @@ def judge(recipe: Recipe, runs: Mapping[str, Mapping[int, Run]], seeds: Sequence
     UserError: rows that a measure asks for are not there (the nearest are named), runs that can not be paired.
   """
   chosen = recipe.criteria()
+  runs = _with_derived(recipe, runs, seeds)
   findings = [_find(recipe, each, runs, seeds) for each in chosen]
   with_p = [i for i, finding in enumerate(findings) if finding.p is not None]
   adjusted = dict(zip(with_p, holm([findings[i].p for i in with_p]).tolist(), strict=True))  # type: ignore[misc]
@@ -159,6 +163,21 @@ def judge(recipe: Recipe, runs: Mapping[str, Mapping[int, Run]], seeds: Sequence
           mean = float(np.mean([row["value"] for row in rows]))
           measured.setdefault(arm, {}).setdefault(name, {})[seed] = mean
   return Verdict(tuple(findings), measured, tuple(seeds))
+
+
+def _with_derived(
+  recipe: Recipe, runs: Mapping[str, Mapping[int, Run]], seeds: Sequence[int]
+) -> Mapping[str, Mapping[int, Run]]:
+  """The runs, and what the recipe derives from those of one seed."""
+  if recipe.derive is None:
+    return runs
+  made: dict[str, dict[int, Run]] = {arm: dict(of_arm) for arm, of_arm in runs.items()}
+  for seed in seeds:
+    more = recipe.derive({arm: of_arm[seed].rows for arm, of_arm in runs.items() if seed in of_arm})
+    for arm, rows in more.items():
+      run = made[arm][seed]
+      made[arm][seed] = replace(run, rows=[*run.rows, *rows])
+  return made
 
 
 def _find(recipe: Recipe, criterion: Criterion, runs: Mapping[str, Mapping[int, Run]], seeds: Sequence[int]) -> Finding:

@@ -17,6 +17,7 @@ def chosen(
   train: Sequence[str] = (),
   heldout: Sequence[str] = (),
   without: Sequence[str] = (),
+  metrics: Sequence[str] | None = None,
   name: str = "chosen",
 ) -> Collection:
   """The source with fewer tasks, and the vocabulary that it has with all of them.
@@ -25,6 +26,7 @@ def chosen(
     source: a provider, `@procedural`.
     train, heldout: names or patterns of the tasks to keep; empty: all.
     without: of tasks to leave out of both.
+    metrics: of all that is left; None: each task's own.
     name: of what is left; caches of two selections need two names.
 
   Raises:
@@ -33,7 +35,8 @@ def chosen(
   whole = source() if callable(source) else source
   everyone = (*whole.train, *whole.heldout)
   gone = {task.name for task in _matching(everyone, without, "without")} if without else set()
-  left = lambda tasks: tuple(task for task in tasks if task.name not in gone)
+  own = lambda task: task if metrics is None else replace(task, metrics=tuple(metrics))
+  left = lambda tasks: tuple(own(task) for task in tasks if task.name not in gone)
   kept = left(_matching(whole.train, train, "train"))
   if not kept:
     raise UserError(f"chosen: no training task of {whole.name} is left.", hint="leave out fewer")

@@ -41,6 +41,7 @@ def mixture(
   rates: Callable[[Sequence[TaskInfo]], Rates] = proportional,
   holdout: Sequence[str] = (),
   parts: Mapping[str, Mapping[str, float | Mapping[str, Any]]] | None = None,
+  part_rates: Mapping[str, Callable[[Sequence[TaskInfo]], Rates]] | None = None,
 ) -> Source:
   """Registers every task of the sources, and the mixtures `<name>_train` and `<name>_heldout`.
 
@@ -62,6 +63,7 @@ def mixture(
       without (`mtx.tasks.replay`); the last that matches counts, and 0 where none does. Dual-stage mixed fine-tuning
       (Dong et al. 2023, arXiv 2310.05492) is
         {'special': {'source=gsm8k': 1}, 'general': {'source=self_instruct': 1, 'source=gsm8k': {'replay': '1/256'}}}
+    part_rates: part -> the strategy that its factors multiply; `rates` where none is named.
 
   Raises:
     UserError: no tasks, two tasks of one name, a task both in train and held out, an unknown metric, a specification
@@ -85,12 +87,17 @@ def mixture(
     _register(task, pieces)
   strategies = {f"{name}_train": rates}
   replays = {}
+  for part in part_rates or {}:
+    if part not in (parts or {}):
+      raise UserError(f"mixture.part_rates: {part!r} is no part", hint=did_you_mean(part, parts or {}))
   for part, factors in (parts or {}).items():
     if part in ("train", "heldout"):
       raise UserError(f"mixture.parts: {part!r} is taken", hint="choose another name")
     found = _factors(part, factors, train)
     replays[f"{name}_{part}"] = {task: factor for task, factor in found.items() if isinstance(factor, Replay)}
-    strategies[f"{name}_{part}"] = functools.partial(scaled, rates=rates, factors=found)
+    strategies[f"{name}_{part}"] = functools.partial(
+      scaled, rates=(part_rates or {}).get(part, rates), factors=found
+    )
   infos = [TaskInfo(t.name, t.category, source, t.splits.get("train") or 0) for source, t in train]
   counted = all(t.splits.get("train") is not None for _, t in train)
   for mixture_name, strategy in strategies.items():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mtx.data.cache import CachedMixture
-from mtx.data.feed import feed, validation_batches
+from mtx.data.feed import Feed, feed, validation_batches
 from mtx.errors import UserError
 from mtx.models.flops import training_per_row
 from mtx.objectives.cross_entropy import cross_entropy
@@ -41,6 +41,9 @@ class Stage:
     mixture: "train", "heldout", or the name of a SeqIO mixture.
     adapter: None, or `@adapter` to inject adapters before training.
     optimizer: the update rule; `@NAME/optimizer` gives a stage its own settings.
+    feed: what makes batches; `@NAME/feed` gives a stage its own settings.
+    after: None, or the stage whose model this one starts from, where that is not the stage before it: several stages
+      that start from one model are compared without training it several times.
     accumulate: microbatches an update.
     rates: None, or a callback such as `@linear_rates`: `(step, metrics, mixture)` -> task name -> rate, or None for no
       change. It is called every LOG_EVERY steps with that step's metrics (`make_step`), and must depend on its
@@ -52,6 +55,8 @@ class Stage:
   mixture: str = "train"
   adapter: Callable | None = None
   optimizer: Callable = optimizer
+  feed: Callable[..., Feed] = feed
+  after: str | None = None
   accumulate: int = 1
   rates: Callable | None = None
   name: str = ""
@@ -168,7 +173,7 @@ class Stage:
     return after({**frozen, **state.train})
 
   def _feed(self, session: Session, mixture: CachedMixture):
-    data = feed(
+    data = self.feed(
       mixture,
       architecture=session.config.architecture,
       seed=session.seed,

@@ -55,6 +55,21 @@ def test_features_of_a_prefix_row():
   assert "decoder_causal_attention" not in two_in_a_row("causal")
 
 
+@pytest.mark.parametrize("examples", [EXAMPLES, CHAT])
+def test_joined_elements_are_one_text_with_the_same_tokens_and_loss(examples):
+  elements = [convert.element(example, task, 10, 6, 1) for example, task in zip(examples, (2, 5, 3), strict=False)]
+  apart, joined = (convert.features([row], "causal", 20, 12) for row in (elements, convert.joined(elements)))
+  for name in ("decoder_target_tokens", "decoder_loss_weights"):
+    np.testing.assert_array_equal(joined[name], apart[name])
+  real = joined["decoder_segment_ids"][0] > 0
+  assert real.sum() == (apart["decoder_segment_ids"] > 0).sum() and set(joined["decoder_segment_ids"][0][real]) == {1}
+  np.testing.assert_array_equal(joined["decoder_positions"][0][real], np.arange(real.sum()))
+  # One text: every token but the first is predicted from the one before it.
+  np.testing.assert_array_equal(joined["decoder_input_tokens"][0][1:][real[1:]],
+                                joined["decoder_target_tokens"][0][:-1][real[1:]])  # fmt: skip
+  assert convert.joined(elements[:1]) == elements[:1] and convert.joined([]) == []
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_prefix_features_equal_seqio(pack):
   from mtx.tasks.source import seqio, tf

@@ -245,6 +245,18 @@ def test_weights_of_examples_reach_the_batch(mixture, tmp_path, architecture, pa
   assert {each for each in counted(validation) if each[0] == 1} == {each for each in expected if each[0] == 1}
 
 
+def test_examples_of_a_row_can_see_each_other(mixture):
+  """Without isolation the rows are the same ones, each a single segment; the feed is another one."""
+  feeds = [feed(mixture, architecture="causal", batch=4, isolate=isolate, **LENGTHS) for isolate in (True, False)]
+  assert feeds[0].fingerprint != feeds[1].fingerprint
+  (apart,), (joined,) = (taken(batches := iter(each), 1) for each in feeds)
+  np.testing.assert_array_equal(joined["decoder_target_tokens"], apart["decoder_target_tokens"])
+  np.testing.assert_array_equal(joined["decoder_loss_weights"], apart["decoder_loss_weights"])
+  assert apart["decoder_segment_ids"].max() > 1 and joined["decoder_segment_ids"].max() == 1
+  with pytest.raises(UserError, match="feed.isolate is False, but the architecture is 'prefix'"):
+    feed(mixture, architecture="prefix", batch=4, isolate=False, **LENGTHS)
+
+
 def test_the_loss_on_all_reaches_training_and_validation(mixture):
   made = feed(mixture, architecture="causal", batch=4, loss="all", **LENGTHS)
   assert made.loss == "all" and made.fingerprint != feed(mixture, architecture="causal", batch=4, **LENGTHS).fingerprint

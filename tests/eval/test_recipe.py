@@ -131,6 +131,20 @@ def scored(tmp_path):
   return made
 
 
+def test_what_is_derived_of_a_seeds_arms_is_measured(scored):
+  """A measure that compares arms with each other: here how far an arm is above the worst one."""
+
+  def above(runs):
+    means = {arm: np.mean([row["value"] for row in rows]) for arm, rows in runs.items()}
+    common = {"stage": "tune", "method": "m", "task": "t", "metric": "above", "step": 0}
+    return {arm: [{**common, "value": mean - min(means.values())}] for arm, mean in means.items()}
+
+  measures = {"score": {"metric": "exact_match"}, "above": {"metric": "above"}}
+  verdict = judge(recipe(measures=measures, accept=["b.above >= 10", "a.above > 0"], derive=above), scored.runs, (0, 2))
+  assert [finding.met for finding in verdict.findings] == [True, False]
+  assert verdict.measured["b"]["above"] == pytest.approx({0: 10.0, 2: 10.0}) and verdict.findings[0].agree == (0, 2)
+
+
 def test_a_verdict_is_of_differences_between_items(scored):
   verdict = judge(recipe(accept=["b - a >= 2", "b >= a surely", "a > b", "b <= 0.5 * a"]), scored.runs, (0, 1, 2))
   clear, surely, wrong, half = verdict.findings

@@ -17,6 +17,8 @@ def test_some_tasks_of_a_source():
   assert names(some.train) == ["list_reverse", "list_rotate", "list_reverse_successor", "word_swap"]
   assert names(some.heldout) == ["table_values_reverse", "table_values_smallest"]
   assert some.name == "few" and some.vocabulary is not None
+  scored = chosen(procedural, train=["word_*"], metrics=["rouge_l", "exact_match"])
+  assert {task.metrics for task in (*scored.train, *scored.heldout)} == {("rouge_l", "exact_match")}
   rest = chosen(lambda: whole, without=["list_*"])
   assert names(rest.train) == [n for n in names(whole.train) if not n.startswith("list_")]
   assert all(task in whole.train for task in rest.train) and len(rest.heldout) == 7
