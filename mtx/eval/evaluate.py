@@ -42,6 +42,7 @@ class Evaluation:
     before: whether to evaluate what a stage starts from, too.
     metrics: beside each task's own, where its examples have what they need: ("accuracy", "ece") ranks the options of
       every task that has some.
+    losses: mixtures of which the loss a token is measured too, as metric `loss`: of text that was learned before.
     rank: whether an example that has options is answered by the likeliest of them (`mtx.eval.rank`), not by generating.
 
   Raises:
@@ -56,11 +57,13 @@ class Evaluation:
     before: bool = True,
     metrics: Sequence[str] = (),
     rank: bool = False,
+    losses: Sequence[str] = (),
   ):
     self.mixtures, self.examples, self.sample, self.before, self.rank = mixtures, examples, sample, before, rank
     self.metrics = tuple(metrics)
     for metric in self.metrics:
       find(metric)
+    self.losses = tuple(losses)
     self._generators: dict[tuple[int, int], Answers] = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
@@ -94,6 +97,22 @@ class Evaluation:
       samples = partial(session.reporter.samples, stage, step, name)
       more = self.metrics
       rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples, more)
+    if limit and not quick:
+      rows += self._losses(session, carried, {"stage": stage, "method": "likelihood", "step": step})
+    return rows
+
+  def _losses(self, session: Session, carried: Carried, common: Row) -> list[Row]:
+    """Mean negative log-likelihood of a target token, of every task that the mixtures in `losses` draw from."""
+    rows: list[Row] = []
+    for name in self.losses:
+      likelihood, mixture = self.generator(session, carried).likelihood, session.mixture(name)
+      for task in [task for task, rate in zip(mixture.tasks, mixture.rates, strict=True) if rate > 0]:
+        examples = scored_examples(task, self.examples)
+        row = carried.tasks.index(task.name) if task.name in carried.tasks else 0
+        sums = likelihood.targets(carried.params, examples, [row] * len(examples), session.targets_length)
+        value = -sum(each.log_p for each in sums) / max(1, sum(each.tokens for each in sums))
+        about = {"split": name, "task": task.name, "category": task.category, "metric": "loss", "seed": session.seed}
+        rows.append({**common, **about, "value": value, "count": len(sums)})
     return rows
 
   def generator(self, session: Session, model: Carried) -> Answers:

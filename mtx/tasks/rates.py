@@ -5,7 +5,7 @@ Bind one with `mixture.rates = @temperature` and its own arguments.
 """
 
 import fnmatch
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import gin
@@ -54,6 +54,32 @@ def explicit(tasks: Sequence[TaskInfo], *, rates: Mapping[str, float] = gin.REQU
 def by_category(tasks: Sequence[TaskInfo], *, within: Callable[[Sequence[TaskInfo]], Rates] = proportional) -> Rates:
   """Every category equally often; inside a category as `within` says."""
   return _shared(tasks, lambda t: t.category, None, within)
+
+
+@gin.configurable(denylist=["tasks"])
+def few(
+  tasks: Sequence[TaskInfo],
+  *,
+  count: int = gin.REQUIRED,
+  within: Callable[[Sequence[TaskInfo]], Rates] = proportional,
+) -> Rates:
+  """As `within` says for the first `count` tasks of every source, 0 for the others: how many tasks are trained on.
+
+  The first are one of each category, then the second of each, and so on, so that more tasks contain fewer ones and
+  categories stay even.
+
+  Raises:
+    UserError: no task is asked for.
+  """
+  if count < 1:
+    raise UserError(f"few.count is {count}", hint="it is a number of tasks, at least 1")
+  seen: Counter[tuple[str, str]] = Counter()
+  ranks: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # source -> (number in its category, index)
+  for i, task in enumerate(tasks):
+    ranks[task.source].append((seen[task.source, task.category], i))
+    seen[task.source, task.category] += 1
+  chosen = {i for each in ranks.values() for _, i in sorted(each)[:count]}
+  return [rate if i in chosen else 0.0 for i, rate in enumerate(within(tasks))]
 
 
 @gin.configurable(denylist=["tasks"])

@@ -54,6 +54,19 @@ def test_rows_are_metrics_of_predictions(generator, carried, half_right, tmp_pat
   assert [r["value"] for r in rows if r["metric"] == "exact_match"] == [50.0, 50.0]
 
 
+def test_the_loss_of_what_a_mixture_draws(carried, session_of, task_of, mesh1, vocabulary, tmp_path):
+  """A row a task: the mean over the target tokens of all examples; nothing while a stage is under way."""
+  task = task_of("sort")
+  session = session_of(tmp_path, train=[task], text=[task])
+  evaluation = Evaluation(mixtures=(), losses=("text",), examples=8)
+  (row,) = evaluation(session, carried, "s", 3, False)
+  model = Likelihood(carried.model, session.config, mesh1, vocabulary, inputs_length=session.inputs_length)
+  sums = model.targets(carried.params, scored_examples(task, 8), [carried.tasks.index("sort")] * 8, 6)
+  assert row["value"] == pytest.approx(-sum(s.log_p for s in sums) / sum(s.tokens for s in sums), rel=1e-5)
+  assert (row["task"], row["metric"], row["split"], row["count"]) == ("sort", "loss", "text", 8)
+  assert evaluation(session, carried, "s", 3, True) == []
+
+
 def test_known_tasks_use_their_own_rows(carried, session_of, task_of, predict, tmp_path):
   """Router rows are found by name: the mixture's order is another one than the routers'."""
   tasks = [task_of(name) for name in ("sort", "copy", "upper")]

@@ -17,7 +17,7 @@ from mtx.tasks.holdout import hold_out
 from mtx.tasks.language import language_text
 from mtx.tasks.metrics import mean_score
 from mtx.tasks.mixture import mixture
-from mtx.tasks.rates import benchmark_shares, by_category, explicit, proportional, temperature, uniform
+from mtx.tasks.rates import benchmark_shares, by_category, explicit, few, proportional, temperature, uniform
 from mtx.tasks.source import seqio
 from mtx.tasks.task import Reading, TaskInfo, TextTask
 
@@ -173,6 +173,16 @@ def test_parts_scale_the_rates_of_one_mixture(tmp_path):
     cached = build_mixture(source, name, tmp_path, log=lambda line: None)
     assert [task.name for task in cached.tasks] == ["c_a", "m_a"]
     np.testing.assert_allclose(cached.rates, rates)
+
+
+def test_a_part_may_have_its_own_rates(tmp_path):
+  zoo = [collection("math", [text_task("m_a", train=80)]), collection("chat", [text_task("c_a", train=40)])]
+  parts = {"capped": {"source=*": 1}, "plain": {"source=*": 1}}
+  source = mixture(zoo, parts=parts, part_rates={"capped": lambda tasks: proportional(tasks, cap=20)}, **BYTES)
+  for name, rates in {"capped": [1 / 2, 1 / 2], "plain": [1 / 3, 2 / 3]}.items():
+    np.testing.assert_allclose(build_mixture(source, f"mixture_{name}", tmp_path, log=lambda line: None).rates, rates)
+  with pytest.raises(UserError, match=r"(?s)mixture.part_rates: 'caped' is no part.*`capped`"):
+    mixture(zoo, parts=parts, part_rates={"caped": proportional}, **BYTES)
 
 
 class TestReplay:
@@ -350,6 +360,14 @@ class TestRates:
     rates = benchmark_shares(INFOS, shares={"flan": 20, "ni": 25}, within=lambda tasks: proportional(tasks, cap=4096))
     np.testing.assert_allclose(rates, [20 * 4096 / 4196, 20 * 100 / 4196, 25])
 
+  def test_few_takes_categories_in_turn(self):
+    """More tasks contain fewer ones, every source has its own, and the others are not drawn."""
+    infos = [TaskInfo(f"{c}{i}", c, "flan", 10 * i) for c in "xyz" for i in (1, 2, 3)] + [TaskInfo("t", "q", "text", 5)]
+    chosen = {n: {t.name for t, rate in zip(infos, few(infos, count=n), strict=True) if rate} for n in range(1, 10)}
+    assert chosen[1] == {"x1", "t"} and chosen[4] == {"x1", "y1", "z1", "x2", "t"} and len(chosen[9]) == 10
+    assert all(chosen[n] < chosen[n + 1] for n in range(1, 9))
+    assert few(infos, count=4, within=lambda tasks: proportional(tasks, cap=15))[:4] == [10.0, 15.0, 0.0, 10.0]
+
   def test_explicit_takes_the_longest_pattern(self):
     assert explicit(INFOS, rates={"a*": 2.0, "a2": 5.0}) == [2.0, 5.0, 0.0]
 
@@ -359,6 +377,7 @@ class TestRates:
       (lambda: explicit(INFOS, rates={"c": 1.0}), r"explicit.rates: 'c' matches nothing"),
       (lambda: explicit(INFOS, rates={"a1": -1.0}), "'a1' has rate -1.0"),
       (lambda: benchmark_shares(INFOS, shares={"flan": 1}), "has no share for source 'ni'"),
+      (lambda: few(INFOS, count=0), "few.count is 0"),
       (lambda: temperature(INFOS, temperature=0), "temperature.temperature is 0"),
       (lambda: proportional(INFOS, cap=0), "proportional.cap is 0"),
     ],
