@@ -75,7 +75,9 @@ def data_needed(
   """
   if reference not in runs:
     raise UserError(f"binding `data_needed.reference`: {reference!r} is no arm.", hint=did_you_mean(reference, runs))
-  curves = {arm: _curves([r for r in rows if r["stage"] == stage and r["metric"] == metric]) for arm, rows in runs.items()}
+  curves = {
+    arm: _curves([r for r in rows if r["stage"] == stage and r["metric"] == metric]) for arm, rows in runs.items()
+  }
   levels = {key: curve[max(curve)] for key, curve in curves[reference].items()}
   if not levels:
     raise UserError(

@@ -23,7 +23,7 @@ from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import check_batch
 from mtx.parallel.rules import place
 from mtx.training.optimizer import check_rules, optimizer
-from mtx.training.parameters import Params, count, partition
+from mtx.training.parameters import Params, count, partition, rule_for
 from mtx.training.session import Carried, Session
 from mtx.training.state import abstract_state, initial_state, state_shardings
 from mtx.training.step import make_step
@@ -133,8 +133,12 @@ class _Tuner:
       min(limit, round_up(max(len(e[side]) for e in examples)))
       for side, limit in (("inputs", session.inputs_length), ("targets", session.targets_length))
     ]
-    session.reporter.trainable(tune.name, [(", ".join(tune.learning_rates), count(self._shapes), max(tune.learning_rates.values()))],
-                               count(frozen))  # fmt: skip
+    rule_of = {path: rule_for(tune.learning_rates, path) for path in self._shapes}
+    groups = [
+      (pattern, count({p: s for p, s in self._shapes.items() if rule_of[p] == pattern}), rate)
+      for pattern, rate in tune.learning_rates.items()
+    ]
+    session.reporter.trainable(tune.name, groups, count(frozen))
 
   def steps(self, examples: int) -> int:
     """Updates on so many examples."""

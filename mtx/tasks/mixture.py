@@ -95,9 +95,7 @@ def mixture(
       raise UserError(f"mixture.parts: {part!r} is taken", hint="choose another name")
     found = _factors(part, factors, train)
     replays[f"{name}_{part}"] = {task: factor for task, factor in found.items() if isinstance(factor, Replay)}
-    strategies[f"{name}_{part}"] = functools.partial(
-      scaled, rates=(part_rates or {}).get(part, rates), factors=found
-    )
+    strategies[f"{name}_{part}"] = functools.partial(scaled, rates=(part_rates or {}).get(part, rates), factors=found)
   infos = [TaskInfo(t.name, t.category, source, t.splits.get("train") or 0) for source, t in train]
   counted = all(t.splits.get("train") is not None for _, t in train)
   for mixture_name, strategy in strategies.items():

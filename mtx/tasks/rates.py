@@ -65,8 +65,8 @@ def few(
 ) -> Rates:
   """As `within` says for the first `count` tasks of every source, 0 for the others: how many tasks are trained on.
 
-  The first are one of each category, then the second of each, and so on, so that more tasks contain fewer ones and
-  categories stay even.
+  The first are the largest of each category, then the second of each, and so on, so that more tasks contain fewer ones
+  and categories stay even.
 
   Raises:
     UserError: no task is asked for.
@@ -75,7 +75,7 @@ def few(
     raise UserError(f"few.count is {count}", hint="it is a number of tasks, at least 1")
   seen: Counter[tuple[str, str]] = Counter()
   ranks: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)  # source -> (number in its category, index)
-  for i, task in enumerate(tasks):
+  for i, task in sorted(enumerate(tasks), key=lambda pair: -pair[1].examples):
     ranks[task.source].append((seen[task.source, task.category], i))
     seen[task.source, task.category] += 1
   chosen = {i for each in ranks.values() for _, i in sorted(each)[:count]}

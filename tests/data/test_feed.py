@@ -249,11 +249,14 @@ def test_examples_of_a_row_can_see_each_other(mixture):
   """Without isolation the rows are the same ones, each a single segment; the feed is another one."""
   feeds = [feed(mixture, architecture="causal", batch=4, isolate=isolate, **LENGTHS) for isolate in (True, False)]
   assert feeds[0].fingerprint != feeds[1].fingerprint
-  (apart,), (joined,) = (taken(batches := iter(each), 1) for each in feeds)
+  batches = [iter(each) for each in feeds]
+  apart, joined = (next(each) for each in batches)
   np.testing.assert_array_equal(joined["decoder_target_tokens"], apart["decoder_target_tokens"])
   np.testing.assert_array_equal(joined["decoder_loss_weights"], apart["decoder_loss_weights"])
   assert apart["decoder_segment_ids"].max() > 1 and joined["decoder_segment_ids"].max() == 1
-  with pytest.raises(UserError, match="feed.isolate is False, but the architecture is 'prefix'"):
+  for each in batches:
+    each.close()
+  with pytest.raises(UserError, match=r"feed\.isolate is False, but the architecture is 'prefix'"):
     feed(mixture, architecture="prefix", batch=4, isolate=False, **LENGTHS)
 
 

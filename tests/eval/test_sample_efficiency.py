@@ -45,8 +45,8 @@ def rows(single: dict, multi: dict) -> list[dict]:
   for setting, curve in (("", {0.0: 0.0}), ("single", single), ("multi", multi)):
     for fraction, score in curve.items():
       for task, more in (("a", 0), ("b", 10 * bool(fraction))):
-        made.append({"stage": "tune", "metric": "rouge_l", "task": task, "category": f"of {task}", "value": score + more,
-                     "setting": setting, "fraction": fraction})  # fmt: skip
+        about = {"task": task, "category": f"of {task}", "setting": setting, "fraction": fraction}
+        made.append({"stage": "tune", "metric": "rouge_l", "value": score + more, **about})
   return [*made, {"stage": "other", "metric": "rouge_l", "task": "a", "category": "c", "value": 1.0}]
 
 

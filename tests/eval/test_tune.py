@@ -1,4 +1,4 @@
-"""Tuning on fractions: nested data, copies that leave the model as it was, and a stage that goes on where it stopped."""
+"""Tuning on fractions: nested data, copies that leave the model as it was, and a stage that goes on."""
 
 import json
 from dataclasses import replace

@@ -362,11 +362,13 @@ class TestRates:
 
   def test_few_takes_categories_in_turn(self):
     """More tasks contain fewer ones, every source has its own, and the others are not drawn."""
-    infos = [TaskInfo(f"{c}{i}", c, "flan", 10 * i) for c in "xyz" for i in (1, 2, 3)] + [TaskInfo("t", "q", "text", 5)]
+    infos = [TaskInfo(f"{c}{i}", c, "flan", 40 - 10 * i) for c in "xyz" for i in (1, 2, 3)] + [
+      TaskInfo("t", "q", "text", 5)
+    ]
     chosen = {n: {t.name for t, rate in zip(infos, few(infos, count=n), strict=True) if rate} for n in range(1, 10)}
     assert chosen[1] == {"x1", "t"} and chosen[4] == {"x1", "y1", "z1", "x2", "t"} and len(chosen[9]) == 10
     assert all(chosen[n] < chosen[n + 1] for n in range(1, 9))
-    assert few(infos, count=4, within=lambda tasks: proportional(tasks, cap=15))[:4] == [10.0, 15.0, 0.0, 10.0]
+    assert few(infos, count=4, within=lambda tasks: proportional(tasks, cap=15))[:4] == [15.0, 15.0, 0.0, 15.0]
 
   def test_explicit_takes_the_longest_pattern(self):
     assert explicit(INFOS, rates={"a*": 2.0, "a2": 5.0}) == [2.0, 5.0, 0.0]
