@@ -182,6 +182,9 @@ class Reader:
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
       self.problems.append((f"syntax error at {place}", _explain(error)))
       return
+    if (bare := value.strip()) in ("true", "false", "none"):  # as a string it would count as true; in quotes it is one
+      self.problems.append((f"syntax error at {place}", f"did you mean `{bare.title()}`?"))
+      return
     try:
       (statement,) = parse(f"{name} = {value}\n")
       value = statement.value
@@ -189,9 +192,6 @@ class Reader:
       if value.lstrip()[:1] in tuple("@%[({'\""):  # opens like gin, so it is a mistake in gin
         self.problems.append((f"syntax error at {place}", _explain(error)))
         return
-    if value in ("true", "false", "none"):  # as a string it would count as true
-      self.problems.append((f"syntax error at {place}", f"did you mean `{value.title()}`?"))
-      return
     self.bindings.append(Binding(key.scope, key.selector, key.arg_name, value, place))
 
 

@@ -29,7 +29,7 @@ from mtx.parallel.mesh import make_mesh
 from mtx.report.reporter import Reporter
 from mtx.sources import Mixtures, cached_mixture, cached_registered, nothing_built
 from mtx.training.loop import Preempted
-from mtx.training.session import Session
+from mtx.training.session import Carried, Session, copied
 
 CONFIGURABLES = (
   "adapters.lora", "adapters.poly", "adapters.site", "analysis.gradients", "eval.fewshot", "eval.modular_teacher",
@@ -126,12 +126,12 @@ def train(
   )
   reporttool.begin(session, stages, open_mixture.opened)
   carried = None
-  kept = {}
+  kept: dict[str, Carried] = {}
   for stage in stages:
     earlier = after[stage.name]
-    carried = stage.run(session, carried if earlier is None else kept[earlier])
+    carried = stage.run(session, carried if earlier is None else copied(kept[earlier]))
     if stage.name in after.values():
-      kept[stage.name] = carried
+      kept[stage.name] = copied(carried)
     reporttool.went_on(session, open_mixture.opened)
   if keep_model:
     _keep(session, carried, stages, found)

@@ -336,6 +336,8 @@ def test_a_required_value_may_come_from_the_command_line(folder):
   )
   ginfile.load([file], ["LEAVES=../data", "serve.guests=3"])
   assert brew()[0] == "../data" and serve() == (2, 3)
+  ginfile.load([file], ["LEAVES='none'", "serve.guests=3"])
+  assert brew()[0] == "none"  # in quotes, no slip of the pen
 
 
 def test_comments_blocks_and_values_over_several_lines(folder):

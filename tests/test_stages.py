@@ -10,7 +10,6 @@ pytest.importorskip("seqio")
 GIN = """
 train.source = @procedural
 procedural.examples = 16
-procedural.validation = 1
 train.cache_dir = 'cache'
 train.inputs_length = 24
 train.targets_length = 8

@@ -1,6 +1,7 @@
 """Every task of the evaluation mixtures: generate, score, one row a task and metric."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import gin
 from mtx.adapters.poly import new_router
 from mtx.adapters.routes import routing
 from mtx.data.cache import CachedTask, Example
-from mtx.eval.generate import Generator
+from mtx.eval.generate import ROWS, Generator
 from mtx.eval.likelihood import Likelihood
 from mtx.eval.rank import Chooser, Ranked, Ranker
 from mtx.eval.scoring import check_examples, fits, score_lines, with_scores, write_lines
@@ -42,6 +43,7 @@ class Evaluation:
     before: whether to evaluate what a stage starts from, too.
     metrics: beside each task's own, where its examples have what they need: ("accuracy", "ece") ranks the options of
       every task that has some.
+    rows: most prompts that are decoded at once. Every batch is filled up to it: few where few examples are judged.
     losses: mixtures of which the loss a token is measured too, as metric `loss`: of text that was learned before.
     rank: whether an example that has options is answered by the likeliest of them (`mtx.eval.rank`), not by generating.
 
@@ -58,12 +60,13 @@ class Evaluation:
     metrics: Sequence[str] = (),
     rank: bool = False,
     losses: Sequence[str] = (),
+    rows: int = ROWS,
   ):
     self.mixtures, self.examples, self.sample, self.before, self.rank = mixtures, examples, sample, before, rank
     self.metrics = tuple(metrics)
     for metric in self.metrics:
       find(metric)
-    self.losses = tuple(losses)
+    self.losses, self.rows = tuple(losses), rows
     self._generators: dict[tuple[int, int], Answers] = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
@@ -102,12 +105,13 @@ class Evaluation:
     return rows
 
   def _losses(self, session: Session, carried: Carried, common: Row) -> list[Row]:
-    """Mean negative log-likelihood of a target token, of every task that the mixtures in `losses` draw from."""
+    """Mean negative log-likelihood of a target token, of every task that the mixtures in `losses` draw from: over
+    all examples of the split that the task is judged on, since a loss costs little."""
     rows: list[Row] = []
     for name in self.losses:
       likelihood, mixture = self.generator(session, carried).likelihood, session.mixture(name)
       for task in [task for task, rate in zip(mixture.tasks, mixture.rates, strict=True) if rate > 0]:
-        examples = scored_examples(task, self.examples)
+        examples = scored_examples(task, sys.maxsize)
         row = carried.tasks.index(task.name) if task.name in carried.tasks else 0
         sums = likelihood.targets(carried.params, examples, [row] * len(examples), session.targets_length)
         value = -sum(each.log_p for each in sums) / max(1, sum(each.tokens for each in sums))
@@ -120,7 +124,8 @@ class Evaluation:
     key = (id(model.adapter), len(model.tasks))
     if key not in self._generators:
       parts = model.model, session.config, session.mesh, session.mixture("train").vocabulary
-      generator = Generator(*parts, inputs_length=session.inputs_length, targets_length=session.targets_length)
+      lengths = {"inputs_length": session.inputs_length, "targets_length": session.targets_length}
+      generator = Generator(*parts, **lengths, rows=self.rows)
       self._generators[key] = Chooser(Ranker(generator.likelihood), generator) if self.rank else generator
     return self._generators[key]
 

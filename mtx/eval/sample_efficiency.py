@@ -55,7 +55,7 @@ def data_needed(
   runs: Mapping[str, Sequence[Row]],
   *,
   reference: str = gin.REQUIRED,
-  stage: str = "tune",
+  stages: Sequence[str] = ("tune",),
   metric: str = "exact_match",
   most: float = 2.0,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -67,7 +67,7 @@ def data_needed(
   Args:
     runs: arm -> result rows of one seed; those of `mtx.eval.tune`, which have `setting` and `fraction`.
     reference: the arm whose score with all data is the level.
-    stage, metric: of the rows.
+    stages, metric: of the rows; each stage has curves of its own.
     most: what stands for "more than there is", so that means and intervals exist.
 
   Raises:
@@ -76,19 +76,19 @@ def data_needed(
   if reference not in runs:
     raise UserError(f"binding `data_needed.reference`: {reference!r} is no arm.", hint=did_you_mean(reference, runs))
   curves = {
-    arm: _curves([r for r in rows if r["stage"] == stage and r["metric"] == metric]) for arm, rows in runs.items()
+    arm: _curves([r for r in rows if r["stage"] in stages and r["metric"] == metric]) for arm, rows in runs.items()
   }
   levels = {key: curve[max(curve)] for key, curve in curves[reference].items()}
-  if not levels:
+  if lacking := [stage for stage in stages if stage not in {key[0] for key in levels}]:
     raise UserError(
-      f"`data_needed` finds no {metric!r} of stage {stage!r} in arm {reference!r}.",
-      hint=did_you_mean(stage, {str(row["stage"]) for row in runs[reference]}),
+      f"`data_needed` finds no {metric!r} of stage {lacking[0]!r} in arm {reference!r}.",
+      hint=did_you_mean(lacking[0], {str(row["stage"]) for row in runs[reference]}),
     )
   found: dict[str, list[dict[str, Any]]] = {}
   for arm, of_arm in curves.items():
     found[arm] = []
-    for (setting, group), curve in of_arm.items():
-      level = levels.get((setting, group), math.inf)
+    for (stage, setting, group), curve in of_arm.items():
+      level = levels.get((stage, setting, group), math.inf)
       values = {
         "data_needed": min(most, fraction_needed(tuple(curve), tuple(curve.values()), level)),
         "curve_mean": float(np.mean([score for fraction, score in curve.items() if fraction > 0])),
@@ -98,15 +98,19 @@ def data_needed(
   return found
 
 
-def _curves(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, float]]:
-  """(setting, category or ALL) -> fraction -> mean over tasks. What no data was used for belongs to all settings."""
-  scores: dict[tuple[str, str], dict[float, list[float]]] = {}
-  settings = dict.fromkeys(row["setting"] for row in rows if row.get("fraction"))
+def _curves(rows: Sequence[Row]) -> dict[tuple[str, str, str], dict[float, float]]:
+  """(stage, setting, category or ALL) -> fraction -> mean over tasks. No data at all belongs to all settings."""
+  scores: dict[tuple[str, str, str], dict[float, list[float]]] = {}
+  settings: dict[str, dict[str, None]] = {}
+  for row in rows:
+    if row.get("fraction"):
+      settings.setdefault(row["stage"], {})[row["setting"]] = None
   for row in rows:
     if "fraction" in row:
-      for setting in [row["setting"]] if row["fraction"] else settings:
+      for setting in [row["setting"]] if row["fraction"] else settings.get(row["stage"], {}):
         for group in (row["category"], ALL):
-          scores.setdefault((setting, group), {}).setdefault(float(row["fraction"]), []).append(float(row["value"]))
+          curve = scores.setdefault((row["stage"], setting, group), {})
+          curve.setdefault(float(row["fraction"]), []).append(float(row["value"]))
   return {
     key: {fraction: float(np.mean(values)) for fraction, values in sorted(of.items())} for key, of in scores.items()
   }

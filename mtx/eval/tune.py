@@ -173,10 +173,12 @@ class _Tuner:
 
   def _batch(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     config, vocabulary = self._session.config, self._session.mixture("train").vocabulary
+    inputs_length, targets_length = self._lengths
     return convert.padded(
       examples,
       config.architecture,
-      *self._lengths,
+      inputs_length,
+      targets_length,
       [0] * len(examples),
       rows=self._tune.batch,
       eos_id=vocabulary.eos_id,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,11 @@ class Carried:
   adapter: Callable | None
   tasks: tuple[str, ...]
   trained: bool
+
+
+def copied(carried: Carried) -> Carried:
+  """The model with arrays of its own: a stage's steps donate those that they are given."""
+  return replace(carried, params={path: value.copy() for path, value in carried.params.items()})
 
 
 class Start(Protocol):

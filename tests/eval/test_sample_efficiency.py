@@ -73,4 +73,4 @@ def test_a_reference_that_is_none_is_named():
   with pytest.raises(UserError, match=r"(?s)'plan' is no arm.*`plain`"):
     data_needed(runs, reference="plan")
   with pytest.raises(UserError, match=r"(?s)no 'rouge_l' of stage 'tone'.*`tune`"):
-    data_needed(runs, reference="plain", metric="rouge_l", stage="tone")
+    data_needed(runs, reference="plain", metric="rouge_l", stages=["tone"])
