@@ -124,8 +124,8 @@ class Evaluation:
     key = (id(model.adapter), len(model.tasks))
     if key not in self._generators:
       parts = model.model, session.config, session.mesh, session.mixture("train").vocabulary
-      lengths = {"inputs_length": session.inputs_length, "targets_length": session.targets_length}
-      generator = Generator(*parts, **lengths, rows=self.rows)
+      inputs, targets = session.inputs_length, session.targets_length
+      generator = Generator(*parts, inputs_length=inputs, targets_length=targets, rows=self.rows)
       self._generators[key] = Chooser(Ranker(generator.likelihood), generator) if self.rank else generator
     return self._generators[key]
 
