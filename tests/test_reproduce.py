@@ -255,6 +255,30 @@ def test_arms_of_the_architecture_recipe_are_pre_trained_with_equal_compute():
   assert ginfile.value("adapt/stage.steps", None) <= ginfile.value("pretrain/stage.steps", None) / 2
 
 
+def test_arms_of_the_language_recipe_are_judged_alike_on_what_none_of_them_learns():
+  """In six languages, with English prompts and native ones, which are other tasks; P3 learns in English alone."""
+  from mtx.tasks.chosen import chosen
+  from mtx.tasks.language import language
+
+  register()
+  file = recipe_files()["01"]
+  skills = lambda tasks: {re.sub("^(language|native)_|_[a-z]+$", "", task.name) for task in tasks}
+  judged, tongues = {}, {}
+  for arm, bindings in declared(file).arms.items():
+    ginfile.load([file], [each for each in bindings if "{" not in each], idle=["train", "model"])
+    tasks = chosen()
+    with gin.config_scope("native"):
+      native = language()
+    judged[arm] = frozenset(task.name for task in (*tasks.heldout, *native.heldout))
+    tongues[arm] = {task.name.rsplit("_", 1)[1] for task in tasks.train}
+    assert not native.train and len(skills(tasks.train)) == 8
+    assert skills(tasks.heldout) == skills(native.heldout) and len(skills(native.heldout)) == 4
+    assert skills(tasks.train).isdisjoint(skills(tasks.heldout))
+  assert len(set(judged.values())) == 1 and len(judged["none"]) == 48
+  assert tongues["p3"] == tongues["zero_p3"] == {"en"}
+  assert tongues["xp3"] == tongues["xp3mt"] == {"en", "qaa", "qab", "qac", "qad", "qae"}
+
+
 STAGES = """
 SEED = 0
 train.seed = %SEED

@@ -6,6 +6,7 @@ runs with. An arm is bindings over that file, and an arm with a seed is one run.
 
 import fnmatch
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,7 +185,7 @@ def _find(recipe: Recipe, criterion: Criterion, runs: Mapping[str, Mapping[int, 
   scores = {
     name: {seed: _items(recipe, name, seed, runs[name.arm][seed]) for seed in seeds} for name in criterion.names
   }
-  aligned = align(_same_grain(scores))
+  aligned = align(_by_place(_same_grain(scores)))
   arrays = {name: _weighted(aligned, str(name)) for name in criterion.names}
   shape = next(iter(arrays.values())).shape
   left, right = (np.broadcast_to(side(arrays), shape).astype(np.float64) for side in (criterion.left, criterion.right))
@@ -282,6 +283,28 @@ def _same_grain(
     return made
 
   return {str(name): {seed: flat(run) for seed, run in runs.items()} for name, runs in scores.items()}
+
+
+def _by_place(scores: dict[str, dict[int, dict[Item, float]]]) -> dict[str, dict[int, dict[Item, float]]]:
+  """Where every seed has items of its own, as a world that is drawn by seed has, the n-th of a task stands for the n-th
+  of the other seeds. Arms are paired within a seed: they must share its items, and `align` says where they do not."""
+  first = next(iter(scores.values()))
+  own = len({frozenset(run) for run in first.values()}) > 1
+  paired = all(
+    runs.keys() == first.keys() and all(runs[s].keys() == first[s].keys() for s in runs) for runs in scores.values()
+  )
+  if not (own and paired):
+    return scores
+
+  def numbered(run: Mapping[Item, float]) -> dict[Item, float]:
+    seen: Counter[str] = Counter()
+    made: dict[Item, float] = {}
+    for task, item in sorted(run):
+      made[task, str(seen[task])] = run[task, item]
+      seen[task] += 1
+    return made
+
+  return {name: {seed: numbered(run) for seed, run in runs.items()} for name, runs in scores.items()}
 
 
 def _weighted(aligned: Aligned, name: str) -> Float64[np.ndarray, "seed item"]:

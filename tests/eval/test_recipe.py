@@ -184,6 +184,26 @@ def test_a_metric_that_is_no_mean_of_items_is_one_number_a_task(scored, tmp_path
   assert finding.left == pytest.approx(4.0) and finding.met
 
 
+def test_seeds_may_have_items_of_their_own(tmp_path):
+  """The same verdict as if they were called alike, paired within a seed; arms that differ there are not compared."""
+  alike, own, rng = Scored(tmp_path / "alike"), Scored(tmp_path / "own"), np.random.default_rng(1)
+  for seed in (0, 1, 2):
+    scores = [rng.integers(0, 60, n).astype(float) for n in (8, 40)]
+    for arm, gain in (("a", 0.0), ("b", 10.0)):
+      alike.add(arm, seed, [s + gain for s in scores])
+      own.add(arm, seed, [s + gain for s in scores], ids=f"world {seed} ")
+  one, other = (judge(recipe(accept=["b - a >= 9 surely"]), made.runs, (0, 1, 2)).findings[0] for made in (alike, own))
+  for found in (one, other):
+    # Every pair differs by 10, so the interval has no width where arms are paired.
+    assert found.met and found.agree == (0, 1, 2) and (found.low, found.high) == (pytest.approx(1), pytest.approx(1))
+  assert (one.left, one.right) == (pytest.approx(other.left), pytest.approx(other.right))
+  own.add("c", 0, scores, ids="world 0 ")
+  for seed in (1, 2):
+    own.add("c", seed, scores, ids="another ")
+  with pytest.raises(UserError, match="evaluate both on the same items"):
+    judge(recipe(arms={"a": [], "c": []}, accept=["c >= a"]), own.runs, (0, 1, 2))
+
+
 def test_runs_on_other_items_are_not_compared(tmp_path):
   made = Scored(tmp_path)
   made.add("a", 0, [np.arange(8.0)])
