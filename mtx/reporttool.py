@@ -56,7 +56,7 @@ def begin(session: Session, stages: Sequence[Any], opened: Sequence[CachedMixtur
   known = session.run_dir / "operative.gin"
   if not known.exists():  # of a finished run that is started again it is more than is known now
     known.write_text(ginfile.operative(), encoding="utf-8")
-  session.reporter.record(
+  session.reporter.begin(
     seed=session.seed,
     stages=[{"name": each.name, "steps": _steps(each)} for each in stages],
     versions=versions(),

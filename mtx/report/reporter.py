@@ -21,8 +21,12 @@ class Reporter:
     self.run_dir = run_dir
     self.console = console or Console(highlight=False)
     self._logs: dict[str, RunLog] = {}
+    # Of run.json, until a stage goes ahead: a start that is refused leaves what an earlier one noted.
+    self._held: dict[str, Any] = {}
 
   def progress(self, stage: str, total: int, start: int) -> Progress:
+    if self._held:
+      self.record()
     return Progress(stage, total, start, console=self.console)
 
   def log(self, stage: str) -> RunLog:
@@ -35,18 +39,23 @@ class Reporter:
   def samples(self, stage: str, step: int, name: str, lines: Sequence[dict]) -> None:
     self.log(stage).samples(step, name, lines)
 
+  def begin(self, **fields: Any) -> None:
+    """Sets fields of run.json as soon as a stage goes ahead."""
+    self._held |= fields
+
   def record(self, **fields: Any) -> None:
     """Sets fields of run.json, with the most memory used so far."""
     memory = memory_record(read_record(self.run_dir).get("memory", {}))
-    write_record(self.run_dir, **fields, memory=memory)
+    write_record(self.run_dir, **self._held | fields, memory=memory)
+    self._held = {}
 
   def note(self, text: str) -> None:
     self.console.print(text, markup=False, soft_wrap=True)
 
   def trainable(self, stage: str, groups: Sequence[tuple[str, int, float]], frozen: int) -> None:
     members = [ParameterGroup(*g) for g in groups]
-    known = read_record(self.run_dir).get("trainable", {})
-    self.record(trainable=known | {stage: {"groups": [list(g) for g in members], "frozen": frozen}})
+    known = (read_record(self.run_dir) | self._held).get("trainable", {})
+    self.begin(trainable=known | {stage: {"groups": [list(g) for g in members], "frozen": frozen}})
     self.console.print(trainable_table(members, frozen, title=f"{stage}: trainable parameters"))
 
   def rows(self, rows: Sequence[dict]) -> None:

@@ -170,14 +170,14 @@ def test_means():
 
 def test_chosen_in_gin():
   gin.parse_config("a/emulated.weights = (0.25, 0.75)\nlogit_fusion.alphas = (0.5,)")
-  gin.external_configurable(lambda combine: combine, "chosen", module="test")
+  gin.external_configurable(lambda combine: combine, "combined", module="test")
   for written, expected in (
     ("@a/emulated()", Emulated((0.25, 0.75))),
     ("@logit_fusion()", LogitFusion((0.5,))),
     ("@mean_logits", None),
   ):
-    gin.parse_config(f"chosen.combine = {written}")
-    combine = gin.query_parameter("chosen.combine")
+    gin.parse_config(f"combined.combine = {written}")
+    combine = gin.query_parameter("combined.combine")
     made = combine.scoped_configurable_fn() if combine.evaluate else combine.scoped_configurable_fn
     assert callable(made) and (expected is None or made == expected)
 

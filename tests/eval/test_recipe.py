@@ -140,7 +140,9 @@ def test_what_is_derived_of_a_seeds_arms_is_measured(scored):
     return {arm: [{**common, "value": mean - min(means.values())}] for arm, mean in means.items()}
 
   measures = {"score": {"metric": "exact_match"}, "above": {"metric": "above"}}
-  verdict = judge(recipe(measures=measures, accept=["b.above >= 9.9", "a.above > 0"], derive=above), scored.runs, (0, 2))
+  verdict = judge(
+    recipe(measures=measures, accept=["b.above >= 9.9", "a.above > 0"], derive=above), scored.runs, (0, 2)
+  )
   assert [finding.met for finding in verdict.findings] == [True, False]
   assert verdict.measured["b"]["above"] == pytest.approx({0: 10.0, 2: 10.0}) and verdict.findings[0].agree == (0, 2)
 
