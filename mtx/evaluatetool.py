@@ -27,6 +27,7 @@ from mtx.report.protocol import protocol_tables
 from mtx.report.record import code_record, data_record
 from mtx.report.reporter import Reporter
 from mtx.report.runs import open_runs
+from mtx.seeds import parse_seeds
 from mtx.sources import Mixtures
 from mtx.training.session import Carried, Row, Session
 
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace, bindings: Sequence[str] = ()) -> int:
     bindings: `NAME=VALUE`.
   """
   console = Console(highlight=False)
-  seeds = _seeds(arguments.seeds)
+  seeds = parse_seeds(arguments.seeds, "0,1,2")
   ginfile.load(_files(arguments), bindings, called=["protocol"], idle=["train", "model"])
   protocol = Protocol()
   named = _named(arguments.models)
@@ -227,16 +228,6 @@ def _named(written: Sequence[str]) -> dict[str, Path]:
       raise UserError(f"{name!r} {what}.", hint="write NAME=MODEL, with letters, digits, _, . and -")
     named[name] = path
   return named
-
-
-def _seeds(written: str) -> tuple[int, ...]:
-  try:
-    seeds = tuple(int(word) for word in written.split(","))
-  except ValueError:
-    raise UserError(f"--seeds {written!r} are no whole numbers.", hint="--seeds 0,1,2") from None
-  if len(set(seeds)) < len(seeds):
-    raise UserError(f"--seeds {written} has a seed twice.")
-  return seeds
 
 
 def _content(path: Path) -> str:

@@ -36,6 +36,7 @@ from mtx.report.log import read_results, write_results
 from mtx.report.log import replace as write
 from mtx.report.progress import Progress, duration
 from mtx.report.verdict import recipe_table, verdict_table
+from mtx.seeds import parse_seeds
 
 FOLDER, OUT, VERDICT, SEED = "configs/recipe", "runs/recipes", "verdict.json", "SEED"
 IDLE = ("train", "model")  # need no values where only the declaration is read
@@ -121,7 +122,7 @@ class Reproduction:
   def __init__(self, name: str, file: str, folder: Path, seeds: str | None, bindings: Sequence[str], console: Console):
     self.name, self.file, self.folder, self.bindings, self.console = name, file, folder, bindings, console
     self.recipe = declared(file)
-    self.seeds = tuple(self.recipe.seeds) if seeds is None else _seeds(seeds)
+    self.seeds = tuple(self.recipe.seeds) if seeds is None else parse_seeds(seeds, "10,11,12")
 
   def __call__(self, arguments: argparse.Namespace) -> int:
     """Runs what is not done, judges, and keeps the verdict. Returns the exit code."""
@@ -241,16 +242,6 @@ def _tell(progress: Progress, total: int, done: list[int], job: Job) -> None:
 def _arm_and_seed(job: Job) -> tuple[str, int]:
   arm, _, seed = job.name.rpartition("-")
   return arm, int(seed)
-
-
-def _seeds(written: str) -> tuple[int, ...]:
-  try:
-    seeds = tuple(int(word) for word in written.split(","))
-  except ValueError:
-    raise UserError(f"--seeds {written!r} are no whole numbers.", hint="--seeds 10,11,12") from None
-  if len(set(seeds)) < len(seeds):
-    raise UserError(f"--seeds {written} has a seed twice.")
-  return seeds
 
 
 def _declaration(recipe: Recipe) -> dict[str, Any]:
