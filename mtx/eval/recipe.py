@@ -5,6 +5,7 @@ runs with. An arm is bindings over that file, and an arm with a seed is one run.
 """
 
 import fnmatch
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -253,15 +254,34 @@ def predicted(folder: Path, row: Row) -> dict[Item, float]:
   for file in files:
     if found or not file.is_file():
       continue
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    written = file.stat()
+    for number, line in enumerate(_lines(file, (written.st_mtime_ns, written.st_size)), 1):
       try:
-        line = json.loads(text)
         if line["task"] == row["task"] and row["metric"] in line:
           found[line["task"], line["id"]] = float(line[row["metric"]])
       except (ValueError, TypeError, KeyError) as error:
-        hint = "evaluate again: remove the file and run the same command"
-        raise UserError(f"{file}:{number} is no prediction: {error}.", hint=hint) from error
+        raise _no_prediction(file, number, error) from error
   return found
+
+
+@functools.lru_cache(maxsize=32)
+def _lines(file: Path, written: tuple[int, int]) -> list[Any]:
+  """The file's lines, parsed once for all of its tasks and all criteria; `written` tells a file from its successor.
+
+  Lines end with a line feed alone: an answer may hold other characters that end lines, such as U+2028.
+  """
+  made = []
+  for number, text in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    try:
+      made.append(json.loads(text))
+    except ValueError as error:
+      raise _no_prediction(file, number, error) from error
+  return made
+
+
+def _no_prediction(file: Path, number: int, error: Exception) -> UserError:
+  hint = "evaluate again: remove the file and run the same command"
+  return UserError(f"{file}:{number} is no prediction: {error}.", hint=hint)
 
 
 def _same_grain(

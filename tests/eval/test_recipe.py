@@ -263,3 +263,20 @@ def test_the_teacher_is_made_of_blocks_and_an_adapter_of_its_kind_learns_it():
     modular_teacher("mhr", 0, None, method=LoRA, adaptation="MHR_z")
   with pytest.raises(UserError, match="trains nothing of this adapter"):
     modular_teacher("lora", 0, None, method=LoRA, adaptation="MHR-z", steps=1)
+
+
+def test_lines_of_predictions_end_with_a_line_feed_alone(tmp_path):
+  """An answer may hold what other tools take for the end of a line; a file that was written again is read again."""
+  row = {"stage": "s", "method": "m", "task": "t", "metric": "exact_match", "step": 3}
+  file = tmp_path / "s" / "predictions-train-3.jsonl"
+  file.parent.mkdir()
+  line = lambda i, score: {"task": "t", "id": str(i), "prediction": "a\u2028b\x85", "exact_match": score}
+
+  def write(*scores):
+    lines = [json.dumps(line(i, score), ensure_ascii=False) for i, score in enumerate(scores)]
+    file.write_text("".join(f"{each}\n" for each in lines), encoding="utf-8")
+
+  write(0.0, 100.0)
+  assert predicted(tmp_path, row) == {("t", "0"): 0.0, ("t", "1"): 100.0}
+  write(100.0)
+  assert predicted(tmp_path, row) == {("t", "0"): 100.0}
