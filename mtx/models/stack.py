@@ -128,6 +128,7 @@ class Stack(nnx.Module):
     self.relative_bias = learned() if c.relative_buckets else None
     self.depth, self.rate, self.remat, self.unroll = layers, c.dropout, c.remat, c.unroll
     self.impl = attention_impl()
+    self.heads, self.d_kv = (c.heads, kv_heads(c)), c.d_kv
     self.alibi = c.heads if c.alibi else 0
     self.window = c.window
     self.windowed = tuple(c.window_layers) or (1,) * layers
@@ -158,7 +159,9 @@ class Stack(nnx.Module):
         "mtx does not do.",
         hint=f"rows, and prompts with what is decoded after them, may have {self.longest} tokens",
       )
-    spec = prepared(replace(spec, bias=self._bias(x.shape[1], length, spec.offset)), x.shape[1], length, self.impl)
+    heads = lambda n, length: jax.ShapeDtypeStruct((x.shape[0], length, n, self.d_kv), x.dtype)
+    spec = replace(spec, bias=self._bias(x.shape[1], length, spec.offset))
+    spec = prepared(spec, heads(self.heads[0], x.shape[1]), heads(self.heads[1], length), self.impl)
     turns = [
       None if f is None else turn(ctx.positions, np.array(f), magnitude)
       for f, magnitude in zip(self.frequencies, self.magnitudes, strict=True)

@@ -1,18 +1,30 @@
-"""The one attention call of all models, and the choice of a backend."""
+"""The one attention call of all models, and the choice of a backend.
+
+A backend is a module with
+
+  attention(q, k, v, spec) -> y
+  HONOURED, the names out of `spec.FEATURES` that it honours, and
+  refusal(q, k, v, spec) -> str | None, why it can not do these sizes and dtypes, if so.
+
+It is never called with what it does not honour or refuses: `attention` raises `Unsupported` first.
+"""
 
 import functools
 import importlib
 import logging
-from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
+import jax
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.bias import DenseBias
 from pallas_kernels.attention.spec import AttentionSpec
+from pallas_kernels.unsupported import Unsupported
 
+Shaped = Array | jax.ShapeDtypeStruct
 logger = logging.getLogger(__name__)
-# Name -> module with `attention(q, k, v, spec)`.
+# Name -> module.
 BACKENDS = {
   "reference": "pallas_kernels.attention.reference",
   "xla": "pallas_kernels.attention.xla",
@@ -23,26 +35,37 @@ DENSE = ("reference", "xla")  # these hold all scores in memory
 DENSE_SCORES = 2048 * 2048
 
 
-def backend(impl: str) -> Callable[..., Array]:
-  """The function of that name.
+def backend(impl: str) -> ModuleType:
+  """The module of that name.
 
   Raises:
     ValueError: no such backend.
   """
   if impl not in BACKENDS:
     raise ValueError(f"no attention backend {impl!r}; there are: {', '.join(BACKENDS)}.")
-  return importlib.import_module(BACKENDS[impl]).attention
+  return importlib.import_module(BACKENDS[impl])
 
 
-def chosen(queries: int, keys: int) -> str:
-  """The backend that is fastest of those that honour every field, on the default device."""
-  return "xla" if queries * keys <= DENSE_SCORES else "xla_chunked"
+def refusal(impl: str, q: Shaped, k: Shaped, v: Shaped, spec: AttentionSpec) -> str | None:
+  """What a backend can not do of what is asked for; None: it can do it all. Only shapes and dtypes are read."""
+  module = backend(impl)
+  missing = [name for name in spec.features if name not in module.HONOURED]
+  return f"it does not honour {', '.join(missing)}" if missing else module.refusal(q, k, v, spec)
 
 
-def prepared(spec: AttentionSpec, queries: int, keys: int, impl: str | None = None) -> AttentionSpec:
-  """The spec with what a stack's layers share computed once: a bias that the backend reads written out is so here."""
-  reads_dense = (chosen(queries, keys) if impl is None else impl) in DENSE
-  bias = spec.dense_bias(queries, keys) if reads_dense else None
+def chosen(q: Shaped, k: Shaped, v: Shaped, spec: AttentionSpec) -> str:
+  """The backend that is fastest of those that can do it, on the default device."""
+  return "xla" if q.shape[1] * k.shape[1] <= DENSE_SCORES else "xla_chunked"
+
+
+def prepared(spec: AttentionSpec, q: Shaped, k: Shaped, impl: str | None = None) -> AttentionSpec:
+  """The spec with what a stack's layers share computed once: a bias that the backend reads written out is so here.
+
+  Args:
+    q, k: as of `attention`; only shapes and dtypes are read.
+  """
+  reads_dense = (chosen(q, k, k, spec) if impl is None else impl) in DENSE
+  bias = spec.dense_bias(q.shape[1], k.shape[1]) if reads_dense else None
   return spec if bias is None else replace(spec, bias=DenseBias(bias))
 
 
@@ -62,12 +85,17 @@ def attention(
 
   Raises:
     ValueError: no such backend, or heads that are no multiple of key heads.
+    Unsupported: the named backend can not do it.
   """
   if q.shape[2] % k.shape[2]:
     raise ValueError(f"attention: {q.shape[2]} heads of queries are no multiple of {k.shape[2]} heads of keys.")
-  name = chosen(q.shape[1], k.shape[1]) if impl is None else impl
+  name = chosen(q, k, v, spec) if impl is None else impl
+  why = refusal(name, q, k, v, spec)
+  if why is not None:
+    able = [other for other in BACKENDS if refusal(other, q, k, v, spec) is None]
+    raise Unsupported(f"attention backend {name!r} can not do this: {why}. These can: {', '.join(able)}.")
   _tell(name, spec.features)
-  return backend(name)(q, k, v, spec)
+  return backend(name).attention(q, k, v, spec)
 
 
 @functools.cache

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.bias import DenseBias, toeplitz
-from pallas_kernels.attention.spec import AttentionSpec
+from pallas_kernels.attention.spec import FEATURES, AttentionSpec
 
 HIDDEN = -1e30
 BLOCK = 512
+HONOURED = FEATURES
 
 
 class Added(NamedTuple):
@@ -239,3 +240,7 @@ def _add_bias_gradient(grads: Added, ds, start_q, start_k, queries: int) -> Adde
 
 
 _blocks.defvjp(_forward_kept, _backward)
+
+
+def refusal(q, k, v, spec) -> None:
+  """Nothing is refused."""

@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.spec import AttentionSpec
+from pallas_kernels.attention.spec import FEATURES, AttentionSpec
+
+HONOURED = FEATURES
 
 
 def attention(
@@ -36,3 +38,7 @@ def attention(
   total = weights.sum(-1, keepdims=True)
   weights = weights / jnp.where(total > 0, total, 1)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest").astype(q.dtype)
+
+
+def refusal(q, k, v, spec) -> None:
+  """Nothing is refused."""

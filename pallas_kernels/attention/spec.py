@@ -12,6 +12,21 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.attention.bias import Bias, DenseBias, toeplitz
 
 Start = Int[Array, ""] | int
+# Every name that `AttentionSpec.features` may give.
+FEATURES = (
+  "causal",
+  "segments",
+  "key_lengths",
+  "prefix",
+  "prefix_lengths",
+  "offset",
+  "offset_by_row",
+  "window",
+  "soft_cap",
+  "bias:Buckets",
+  "bias:Alibi",
+  "bias:DenseBias",
+)
 
 
 @jax.tree_util.register_dataclass

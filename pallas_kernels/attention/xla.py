@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.spec import AttentionSpec
+from pallas_kernels.attention.spec import FEATURES, AttentionSpec
 
 # Finite, so that a query that sees no key does not give NaN.
 HIDDEN = -1e30
+HONOURED = FEATURES
 
 
 def attention(
@@ -42,3 +43,7 @@ def attention(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
   weights = weights.reshape(q.shape[0], k.shape[2], groups, *weights.shape[2:])
   return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v).reshape(q.shape)
+
+
+def refusal(q, k, v, spec) -> None:
+  """Nothing is refused."""

@@ -194,10 +194,10 @@ def test_none_takes_a_backend_that_honours_the_spec():
   q, k, v, spec = case_of(9, causal=True, bias=Buckets(table, False, 128))
   wanted = reference.attention(q, k, v, spec)
   for name in (None, *BACKENDS):
-    shared = prepared(spec, 24, 40, name)
+    shared = prepared(spec, q, k, name)
     np.testing.assert_allclose(attention(q, k, v, shared, impl=name), wanted, atol=1e-5)
-  assert isinstance(prepared(spec, 24, 40, "xla").bias, DenseBias)
-  assert isinstance(prepared(spec, 24, 40, "xla_chunked").bias, Buckets)
+  assert isinstance(prepared(spec, q, k, "xla").bias, DenseBias)
+  assert isinstance(prepared(spec, q, k, "xla_chunked").bias, Buckets)
 
 
 def test_wrong_input_is_named():

@@ -1,0 +1,1 @@
+"""Block sizes of kernels, measured once and looked up."""
