@@ -30,6 +30,7 @@ BACKENDS = {
   "xla": "pallas_kernels.attention.xla",
   "xla_chunked": "pallas_kernels.attention.chunked",
   "mosaic_tpu": "pallas_kernels.attention.mosaic_tpu",
+  "splash": "pallas_kernels.attention.splash",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
 # Scores of a row and head, from which on they are not held in memory at once: 16 MB in float32.
