@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
 
   Attributes:
     bundles: of the whole text.
-    cycles: by unit (MATMUL, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
+    cycles: by unit (MATMUL or MXU, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
     block: bundles of the branch that multiplies most, which a kernel takes for each block of its operands.
     block_cycles: of that branch.
   """
@@ -88,7 +88,9 @@ def parsed(table: str, listing: str) -> Schedule:
     return {unit: -(-n // many) for unit, n, many in zip(units, used, there, strict=True) if n}
 
   bodies = [rows[first:end] for first, end in _branches(listing)]
-  block = max(bodies, key=lambda body: cycles(body).get("MATMUL", 0), default=[])
+  # The name of the unit is that of libtpu's version.
+  products = lambda used: used.get("MATMUL", 0) + used.get("MXU", 0)
+  block = max(bodies, key=lambda body: products(cycles(body)), default=[])
   return Schedule(len(rows), cycles(rows), len(block), cycles(block))
 
 
