@@ -103,9 +103,8 @@ def forward(
   batch, heads, queries, d = q.shape
   keys, groups = k.shape[2], heads // k.shape[1]
   block_q, block_k, visited = plan.forward
-  # The lanes that values leave idle hold ones: their products with the weights are the sums of the weights.
+  # The lanes that values leave idle hold ones in the product: what comes out there are the sums of the weights.
   spare = -d % LANES
-  v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, spare)), constant_values=1)
   by_row = diagonals is not None and diagonals.shape[0] > 1
 
   def key_block(b, i, j, visits):
@@ -122,7 +121,7 @@ def forward(
   in_specs = (
     pl.BlockSpec((1, 1, block_q, d), of_queries),
     pl.BlockSpec((1, 1, block_k, d), of_keys),
-    pl.BlockSpec((1, 1, block_k, d + spare), of_keys),
+    pl.BlockSpec((1, 1, block_k, d), of_keys),
     given(diagonals, (1, 1, 1, queries + keys), of_head),
     Seen(
       given(hides.first, (1, 1, block_k), one_row_of_keys if for_all else row_of_keys),
@@ -216,7 +215,10 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, queries: int, by_row
     highest[...] = higher
     if total is not None:
       total[...] = total[...] * kept + weights.sum(1, keepdims=True)
-    part = dot(weights.astype(v.dtype), v[0, 0], 1, 0)
+    values = v[0, 0]
+    if total is None:
+      values = jnp.concatenate([values, jnp.ones((block_k, sums.shape[1] - d), v.dtype)], axis=1)
+    part = dot(weights.astype(v.dtype), values, 1, 0)
     sums[...] = sums[...] * _wide(kept, sums.shape[1]) + part
 
   @pl.when(j == pl.num_programs(3) - 1)
