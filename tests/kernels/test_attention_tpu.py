@@ -256,7 +256,7 @@ def test_a_biased_block_costs_little_more():
   )
   biased, plain = scheduled(bias=True, causal=False), scheduled(bias=False, causal=False)
   forward, backward = (biased[name].block / plain[name].block for name in kernels)
-  assert forward <= 1.05 and backward <= 1.1, (biased, plain)
+  assert forward <= 1.05 and backward <= 1.12, (biased, plain)
 
 
 def test_a_schedule_is_read():
