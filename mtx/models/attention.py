@@ -16,8 +16,11 @@ from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import Dense, RMSNorm, param
 from mtx.models.rope import Turn, rotate
-from pallas_kernels.attention.api import BACKENDS, attention
+from mtx.parallel.activations import SPLIT
+from mtx.parallel.mesh import ROWS
+from pallas_kernels.attention.api import BACKENDS
 from pallas_kernels.attention.bias import Buckets
+from pallas_kernels.attention.sharded import attention
 from pallas_kernels.attention.spec import AttentionSpec
 
 
@@ -104,7 +107,7 @@ class Attention(nnx.Module):
     if turn is not None:
       q = rotate(q, turn)
     spec = replace(spec, scale=self.scale, soft_cap=self.soft_cap)
-    y = attention(q, keys_values["k"], keys_values["v"], spec, impl=self.impl)
+    y = attention(q, keys_values["k"], keys_values["v"], spec, impl=self.impl, rows=ROWS, heads=SPLIT["heads"])
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 

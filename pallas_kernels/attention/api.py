@@ -31,6 +31,11 @@ BACKENDS = {
   "xla_chunked": "pallas_kernels.attention.chunked",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
+PARTITIONED = (
+  "reference",
+  "xla",
+  "xla_chunked",
+)  # the compiler splits these over a mesh; see sharded.py for the others
 # Scores of a row and head, from which on they are not held in memory at once: 16 MB in float32.
 DENSE_SCORES = 2048 * 2048
 
