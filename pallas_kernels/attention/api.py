@@ -29,6 +29,7 @@ BACKENDS = {
   "reference": "pallas_kernels.attention.reference",
   "xla": "pallas_kernels.attention.xla",
   "xla_chunked": "pallas_kernels.attention.chunked",
+  "mosaic_tpu": "pallas_kernels.attention.mosaic_tpu",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
 PARTITIONED = (
