@@ -155,16 +155,27 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
     @pl.when(of_head_starts & (b == 0) if together else of_head_starts)
     def _():
       toeplitz.lay_out(strip, diagonals.at[0, 0], strip.shape[0])
-      strip_sums[...] = jnp.zeros_like(strip_sums)
+      toeplitz.clear(strip_sums)
+
+  def each_block_of_keys(step):
+    """A loop: program text does not grow with the length."""
+
+    def one(at, _):
+      step(pl.ds(pl.multiple_of(at * block_k, block_k), block_k))
+      return ()
+
+    jax.lax.fori_loop(0, key_blocks, one, ())
 
   @pl.when(of_head_starts & (g == 0))
   def _():
-    dk_sums[...] = jnp.zeros_like(dk_sums)
-    dv_sums[...] = jnp.zeros_like(dv_sums)
-    if firsts is not None:
-      firsts[...] = column(hides.first[0], LANES)
-    if segments is not None:
-      segments[...] = column(hides.key_segments[0], LANES)
+    @each_block_of_keys
+    def _(block):
+      dk_sums[block, :] = jnp.zeros((block_k, dk_sums.shape[1]), jnp.float32)
+      dv_sums[block, :] = jnp.zeros((block_k, dv_sums.shape[1]), jnp.float32)
+      if firsts is not None:
+        firsts[block, :] = column(hides.first[0, :, block], LANES)
+      if segments is not None:
+        segments[block, :] = column(hides.key_segments[0, :, block], LANES)
 
   @pl.when(j == 0)
   def _():
@@ -172,7 +183,7 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
 
   @pl.when((first[b, i] <= j) & (j <= last[b, i]))
   def _():
-    of_block = pl.ds(pl.multiple_of(j * block_k, block_k), block_k)
+    block = pl.ds(pl.multiple_of(j * block_k, block_k), block_k)
     start = bias = None
     if strip is not None:
       start = i * block_q - j * block_k + keys - strip.shape[0]
@@ -184,20 +195,20 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
       j * block_k - first_query,
       causal=plan.causal,
       window=window[0] if plan.near else None,
-      first=None if firsts is None else firsts[of_block, :1] - first_query,
+      first=None if firsts is None else firsts[block, :1] - first_query,
       query_segments=None if segments is None else hides.query_segments[0],
-      key_segments=None if segments is None else segments[of_block, :1],
+      key_segments=None if segments is None else segments[block, :1],
     )
     s, capped = scores(k[0, 0], q[0, 0], bias, mask, plan)
     weights = jnp.exp2(s - log_sums[0, 0])
-    dv_sums[of_block, :] += dot(weights.astype(dy.dtype), dy[0, 0], 1, 0)
+    dv_sums[block, :] += dot(weights.astype(dy.dtype), dy[0, 0], 1, 0)
     ds = weights * (dot(v[0, 0], dy[0, 0], 1, 1) - inner[0, 0])
     if strip_sums is not None:
       toeplitz.add_tile(strip_sums, start, ds)
     if capped is not None:
       ds = ds * (1 - capped * capped)
     ds = ds.astype(q.dtype)
-    dk_sums[of_block, :] += dot(ds, q[0, 0], 1, 0)
+    dk_sums[block, :] += dot(ds, q[0, 0], 1, 0)
     dq_sums[...] += dot(ds, k[0, 0], 0, 0)
 
   @pl.when(j == key_blocks - 1)
@@ -212,8 +223,10 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
 
   @pl.when(of_head_ends & (g == groups - 1))
   def _():
-    dk[0, 0] = (dk_sums[...] * plan.scale).astype(dk.dtype)
-    dv[0, 0] = dv_sums[...].astype(dv.dtype)
+    @each_block_of_keys
+    def _(block):
+      dk[0, 0, block, :] = (dk_sums[block, :] * plan.scale).astype(dk.dtype)
+      dv[0, 0, block, :] = dv_sums[block, :].astype(dv.dtype)
 
 
 def on_chip(queries: int, keys: int, d: int, dtype: DTypeLike, arrays_by_key: int, biased: bool) -> int:

@@ -37,6 +37,17 @@ def lay_out(strip, diagonals, rows: int) -> None:
   jax.lax.fori_loop(0, strip.shape[1] // rows, chunk, ())
 
 
+def clear(strip) -> None:
+  """Zeros."""
+  rows = strip.shape[0]
+
+  def chunk(c, _):
+    strip[:, pl.ds(pl.multiple_of(c * rows, rows), rows)] = jnp.zeros((rows, rows), strip.dtype)
+    return ()
+
+  jax.lax.fori_loop(0, strip.shape[1] // rows, chunk, ())
+
+
 def tile(strip, start, lines: int, width: int) -> Float[Array, "lines width"]:
   """A tile of the bias.
 
@@ -49,17 +60,12 @@ def tile(strip, start, lines: int, width: int) -> Float[Array, "lines width"]:
 
 
 def add_tile(strip, start, values: Float[Array, "lines width"]) -> None:
-  """Adds to what `tile` reads: parts that fall on the same place of the strip are added up before it is touched."""
+  """Adds to what `tile` reads."""
   rows = strip.shape[0]
-  lines, width = (n // rows for n in values.shape)
-  for place in range(1 - lines, width):
-    parts = [
-      values[i * rows : (i + 1) * rows, (place + i) * rows : (place + i + 1) * rows]
-      for i in range(lines)
-      if 0 <= place + i < width
-    ]
-    where = pl.ds(pl.multiple_of(start + place * rows, rows), rows)
-    strip[:, where] = strip[:, where] + sum(parts[1:], parts[0])
+  lines, width = values.shape
+  for i in range(0, lines, rows):
+    where = pl.ds(pl.multiple_of(start - i, rows), width)
+    strip[:, where] = strip[:, where] + values[i : i + rows]
 
 
 def sum_diagonals(sums, strip) -> None:
