@@ -25,9 +25,9 @@ import gin
 from gin.config_parser import BindingStatement
 
 from mtx import ginfile
+from mtx.atomic import write
 from mtx.errors import UserError
 from mtx.gintext import Binding, parse
-from mtx.report.log import replace as write
 
 JOB, CONFIG, LOG = "job.json", "run.gin", "log.txt"
 WAITING, QUEUED, RUNNING, DONE, FAILED, STOPPED = "waiting", "queued", "running", "done", "failed", "stopped"

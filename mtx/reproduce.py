@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from mtx import ginfile
+from mtx.atomic import write
 from mtx.check import versions
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.recipe import Recipe, Run, judge
@@ -33,7 +34,6 @@ from mtx.launch import (
   train_job,
 )
 from mtx.report.log import read_results, write_results
-from mtx.report.log import replace as write
 from mtx.report.progress import Progress, duration
 from mtx.report.verdict import recipe_table, verdict_table
 from mtx.seeds import parse_seeds

@@ -1,7 +1,6 @@
 """A grid of cells, one by one: what a model answers in each, with its scores, kept so that it can be gone on with."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import gin
 
+from mtx.atomic import write
 from mtx.decode.settings import Settings
 from mtx.errors import UserError
 from mtx.eval.answer import Answer, Answerer, routed
@@ -207,7 +207,7 @@ class Grid:
       if other := next((task for task in data if known.get(task, data[task]) != data[task]), None):
         raise UserError(f"{folder} has results of other data: task {other} has changed.", hint=ANEW)
       settings["data"] = known | data
-    _write(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    write(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
 
 class Tuner:
@@ -238,11 +238,3 @@ class Tuner:
     avoid = {example["text"].strip() for example in scored_examples(each.task, grid.examples)}
     found = shots(each.task, self._cell.shots, session.seed, pool=grid.pool, avoid=avoid)
     return [reworded(example, self._prompt, grid.vocabulary, each.task.name) for example in found]
-
-
-def _write(path: Path, text: str) -> None:
-  """A reader, or a crash, meets the old file or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)

@@ -11,10 +11,10 @@ import markupsafe
 import numpy as np
 
 from mtx.analysis.gradients import METRIC
+from mtx.atomic import write
 from mtx.report import answers, contrast, figures, similarity
 from mtx.report.compare import Compared, compare_methods, compare_runs
 from mtx.report.config import differences, unequal
-from mtx.report.log import replace
 from mtx.report.progress import duration, quantity
 from mtx.report.runs import Run, arms
 from mtx.report.table import (
@@ -79,8 +79,7 @@ def write_page(runs: Sequence[Run], path: str | os.PathLike) -> tuple[Path, list
     "categories": {task: category for run in runs for task, category in run.categories.items()},
     **(_of_one(runs[0]) if len(runs) == 1 else _of_several(runs)),
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  replace(path, _templates().get_template("page.html").render(given))
+  write(path, _templates().get_template("page.html").render(given))
   return path, lines + notes
 
 
