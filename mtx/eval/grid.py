@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mtx.decode.settings import Settings
 from mtx.errors import UserError
 from mtx.eval.answer import Answer, Answerer, routed
 from mtx.eval.cells import PLAIN, Cell
+from mtx.eval.earlier import identity
 from mtx.eval.evaluate import judged_split, score_tasks, scored_examples, uniform
 from mtx.eval.fewshot import FewShot, shots
 from mtx.eval.levels import Judged
@@ -22,7 +24,7 @@ from mtx.eval.scoring import write_lines
 from mtx.training.session import Carried, Row, Session
 
 CELL = "cell.json"
-ANEW = "give this protocol another `protocol.name`, write to another folder, or remove this one"
+ANEW = "write to another folder, or remove this one to judge anew"
 
 
 class Grid:
@@ -34,7 +36,7 @@ class Grid:
     judged: the tasks.
     prompts: by name.
     tuned: of cells that are tuned.
-    pool, pool_examples, examples, model: see `mtx.eval.protocol.Protocol`.
+    pool, pool_examples, examples: see `mtx.eval.protocol.Protocol`.
   """
 
   def __init__(
@@ -49,15 +51,18 @@ class Grid:
     pool: str,
     pool_examples: int | None,
     examples: int,
-    model: str,
   ):
-    self.name, self.sessions, self.carried, self.judged, self.model = name, sessions, carried, judged, model
+    self.name, self.sessions, self.carried, self.judged = name, sessions, carried, judged
     self.prompts, self.tuned, self.pool, self.pool_examples = prompts, tuned, pool, pool_examples
     self.examples = examples
     self.vocabulary = sessions[0].mixture("train").vocabulary
     self.answerer = Answerer(sessions[0])
     self.items = {each.task.name: [e["id"] for e in scored_examples(each.task, examples)] for each in judged}
     self._uniform: Carried | None = None
+
+  @cached_property
+  def model(self) -> str:
+    return identity(self.sessions[0], self.carried)
 
   def __call__(self, cell: Cell) -> Iterator[list[Row]]:
     """The cell's rows of every session in turn. What does not depend on the seed is answered once."""

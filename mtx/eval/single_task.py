@@ -11,6 +11,7 @@ import numpy as np
 
 from mtx.data.cache import CachedMixture, CachedTask
 from mtx.errors import UserError
+from mtx.eval.earlier import earlier_rows
 from mtx.eval.evaluate import Evaluation, score_tasks
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.objectives.normalise import normalisation
@@ -52,7 +53,7 @@ class SingleTask(Stage):
     evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
     generator = evaluation.generator(session, carried)
     train = self.trainer(session, carried)
-    done = {row["task"] for row in session.reporter.saved_rows(self.name)}
+    done = {row["task"] for row in earlier_rows(session, self.name, carried)}
     common = {"stage": self.name, "method": "trained", "split": "train", "step": self.steps, "seed": session.seed}
     with session.reporter.progress(self.name, len(tasks), 0) as progress:
       for number, task in enumerate(tasks, 1):
@@ -60,7 +61,8 @@ class SingleTask(Stage):
         if task.name not in done:
           params, loss["loss"] = train(task)
           file = session.folder(self.name) / "trained" / f"{task.name}.jsonl"
-          session.reporter.rows(score_tasks(generator, params, [task], [0], evaluation.examples, common, file))
+          limit, more = evaluation.examples, evaluation.metrics
+          session.reporter.rows(score_tasks(generator, params, [task], [0], limit, common, file, metrics=more))
         progress.update(number, **loss)
     return carried
 

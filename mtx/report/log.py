@@ -216,7 +216,20 @@ def write_results(run_dir: str | os.PathLike, rows: Iterable[Mapping[str, Any]])
   """
   table = {_key(row): dict(row) for row in read_results(run_dir)}
   table.update({_key(row): dict(row) for row in rows})
-  lines = ",\n".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in table.values())
+  _write_results(run_dir, table.values())
+
+
+def forget_results(run_dir: str | os.PathLike, stage: str) -> None:
+  """Removes the rows of a stage from results.json in one rename.
+
+  Raises:
+    UserError: results.json exists and is not a JSON list.
+  """
+  _write_results(run_dir, [row for row in read_results(run_dir) if row["stage"] != stage])
+
+
+def _write_results(run_dir: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+  lines = ",\n".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
   write(Path(run_dir) / RESULTS, f"[\n{lines}\n]\n")
 
 
