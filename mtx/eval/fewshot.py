@@ -14,7 +14,7 @@ from mtx.data import convert
 from mtx.data.cache import CachedTask, Example
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.earlier import earlier_rows
-from mtx.eval.evaluate import Evaluation, score_tasks
+from mtx.eval.evaluate import Evaluation
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.objectives.normalise import normalisation
 from mtx.parallel.mesh import batch_ways
@@ -148,13 +148,9 @@ class FewShot:
       for i, task in enumerate(tasks, 1):
         if task.name not in done:
           carried, loss = adapt.carried(drawn[task.name], session.key(self.name, name, task.name), task.name)
-          generator = evaluation.generator(session, carried)
           common = {"stage": self.name, "method": name, "split": "heldout", "step": self.steps, "seed": session.seed}
           file = session.folder(self.name) / name / f"{task.name}.jsonl"
-          rows = score_tasks(
-            generator, carried.params, [task], [0], evaluation.examples, common, file, metrics=evaluation.metrics
-          )
-          session.reporter.rows(rows)
+          session.reporter.rows(evaluation.score(session, carried, [task], [0], common, file))
           progress.update(i, loss=loss)
         else:
           progress.update(i)

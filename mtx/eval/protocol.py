@@ -157,7 +157,7 @@ class Protocol:
           if rows and (cell.seeded or not j):
             of_cell = averages(leading(rows))
             scores = f"macro {of_cell.macro:.1f}, micro {of_cell.micro:.1f}"
-            progress.note(f"{self.name}: {cell.method}{seed}: {scores}")
+            progress.note(f"{cell.method}{seed}: {scores}")
           progress.update(i * len(sessions) + j + 1)
     for session, rows in zip(sessions, found, strict=True):
       over = [{**row, "method": Cell(row["shots"], row["selector"], MEDIAN).method} for row in medians(rows)]

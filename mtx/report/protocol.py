@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtx.eval.averages import MEDIAN, Averages, averages, leading
+from mtx.eval.cells import Cell as Asked
 from mtx.eval.levels import LEVELS
 from mtx.report.table import Cell
 
@@ -113,12 +114,15 @@ def _words(key: Key, before: Key | None) -> tuple[str, str, str]:
 
 
 def _shown(rows: Sequence[Row], number: Callable[[Averages], float]) -> Text:
-  """The mean over seeds, with half the range between them."""
+  """The mean over seeds, with half the range between them; without where seeds change nothing."""
   seeds = dict.fromkeys(row["seed"] for row in rows)
   if not seeds:
     return Text("-", "dim")
   values = [number(averages(row for row in rows if row["seed"] == seed)) for seed in seeds]
-  return Text(str(Cell(float(np.mean(values)), float(np.ptp(values)) / 2 if len(values) > 1 else None)))
+  spread = float(np.ptp(values)) / 2 if len(values) > 1 else None
+  if not spread and not any(Asked(row["shots"], row["selector"], row["prompt"]).seeded for row in rows):
+    spread = None
+  return Text(str(Cell(float(np.mean(values)), spread)))
 
 
 def _notes(rows: Mapping[str, Sequence[Row]]) -> str:
@@ -127,5 +131,5 @@ def _notes(rows: Mapping[str, Sequence[Row]]) -> str:
   metrics = ", ".join(dict.fromkeys(row["metric"] for row in everyone))
   notes = [f"{datasets} tasks, {metrics}", "macro: over categories, of their tasks; micro: over items"]
   if len({row["seed"] for row in everyone}) > 1:
-    notes.append("± is between seeds")
+    notes.append("± is between seeds, where they change the shots")
   return "\n".join(notes)
