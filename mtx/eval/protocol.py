@@ -28,7 +28,7 @@ from mtx.eval.grid import Grid
 from mtx.eval.levels import LEVELS, Judged, judged_tasks
 from mtx.eval.prompts import Prompt, check_pool
 from mtx.eval.scoring import check_examples
-from mtx.tasks.shots import SELECTORS
+from mtx.tasks.shots import SELECTORS, shows_examples
 from mtx.training.session import Carried, Row, Session
 
 
@@ -133,6 +133,9 @@ class Protocol:
     )
     if left_out:
       first.reporter.note(f"{self.name}: {len(left_out)} tasks have no test or validation split: {left_out[0]} ...")
+    if own := [each.task.name for each in judged if shows_examples(each.task.name)]:
+      text = f"the prompts of {len(own)} tasks begin with shots of their own, to which cells add: {own[0]} ..."
+      first.reporter.note(f"{self.name}: {text}")
     self._check(first, judged)
     if self.tuned and max(self.shots):
       self.tuned.check(carried)

@@ -109,7 +109,9 @@ def _by_level(rows: Mapping[str, Sequence[Row]]) -> Table:
 
 def _by_category(rows: Mapping[str, Sequence[Row]], keys: Sequence[Key]) -> Table:
   """Lines are categories, columns cells; medians over prompts."""
-  table = _table("by category, median over prompts", ["level", "category", "tasks"])
+  several = len({row["prompt"] for mine in rows.values() for row in mine}) > 1
+  title = "by category, median over prompts" if several else "by category"
+  table = _table(title, ["level", "category", "tasks"])
   columns = list(dict.fromkeys((shots, selector) for _, shots, selector in keys))
   for model in rows:
     for shots, selector in columns:

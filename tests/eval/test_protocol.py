@@ -278,6 +278,15 @@ def test_mistakes_are_told_before_anything_is_answered(
   assert said in error.value.message and hint in error.value.hint
 
 
+def test_shots_of_a_prompt_itself_are_told(protocol, carried, session_of, mixtures, task_of, tmp_path):
+  """What is called zero-shot is not, where the source has put shots before the inputs."""
+  small = replace(protocol, shots=(0,), prompts=None, tuned=None)
+  session = session_of(tmp_path, **{**mixtures, "heldout": [task_of("reverse_2shot_bm25")[0]]})
+  small.grid([session], carried)
+  said = session.reporter.console.file.getvalue()
+  assert "the prompts of 1 tasks begin with shots of their own, to which cells add: reverse_2shot_bm25" in said
+
+
 def test_a_shot_that_is_judged_is_named(protocol, session_of, mixtures, task_of, tmp_path):
   """A pool that holds a judged item, whatever its split is called."""
   cached, _ = task_of("sort")
