@@ -207,8 +207,9 @@ class Grid:
       now = {name: value for name, value in settings.items() if name != "data"}
       for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
-          what = f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-          raise UserError(f"{folder} has results of other settings: {what}.", hint=ANEW)
+          what = f"other settings: {name} was {before.get(name)!r} and is {now.get(name)!r}"
+          what = "another model" if name == "model" else what
+          raise UserError(f"{folder} has results of {what}.", hint=ANEW)
       if other := next((task for task in data if known.get(task, data[task]) != data[task]), None):
         raise UserError(f"{folder} has results of other data: task {other} has changed.", hint=ANEW)
       settings["data"] = known | data
