@@ -30,6 +30,7 @@ BACKENDS = {
   "xla": "pallas_kernels.attention.xla",
   "xla_chunked": "pallas_kernels.attention.chunked",
   "triton": "pallas_kernels.attention.triton",
+  "cudnn": "pallas_kernels.attention.cudnn",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
 # Scores of a row and head, from which on they are not held in memory at once: 16 MB in float32.

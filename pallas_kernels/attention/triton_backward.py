@@ -201,9 +201,8 @@ def _of_keys_kernel(
 
     return in_order((NEAR,) if who.edges is None else (AFTER, NEAR, BEFORE), limits, step, carry)
 
-  nothing, group = jnp.zeros(k.shape, jnp.float32), q_ref.shape[1]
-  sums = (nothing, nothing)
-  dk, dv = of_member(0, sums) if group == 1 else jax.lax.fori_loop(0, group, of_member, sums)
+  nothing = jnp.zeros(k.shape, jnp.float32)
+  dk, dv = jax.lax.fori_loop(0, q_ref.shape[1], of_member, (nothing, nothing))
   stored(dk_ref, start_k, block_k, dk * rule.scale)
   stored(dv_ref, start_k, block_k, dv)
 
