@@ -30,13 +30,11 @@ BACKENDS = {
   "xla": "pallas_kernels.attention.xla",
   "xla_chunked": "pallas_kernels.attention.chunked",
   "mosaic_tpu": "pallas_kernels.attention.mosaic_tpu",
+  "triton": "pallas_kernels.attention.triton",
+  "cudnn": "pallas_kernels.attention.cudnn",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
-PARTITIONED = (
-  "reference",
-  "xla",
-  "xla_chunked",
-)  # the compiler splits these over a mesh; see sharded.py for the others
+PARTITIONED = ("reference", "xla", "xla_chunked")  # the compiler splits these over a mesh; the others: sharded.py
 # Scores of a row and head, from which on they are not held in memory at once: 16 MB in float32.
 DENSE_SCORES = 2048 * 2048
 # Kernels by platform, the first that can do it: others' where they do all that is asked for. They are taken from these
