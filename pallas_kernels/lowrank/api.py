@@ -2,7 +2,7 @@
 
 A backend is a module with
 
-  projection(x, kernel, a, b, w, ids) -> x W + x A_t B_t, all in one dtype, and
+  projection(x, kernel, a, b, w, ids) -> x W + x A_t B_t, x, W, A and B in one dtype, to which it rounds w, and
   refusal(x, kernel, a, b, w, ids) -> str | None, why it can not do this, if so; only shapes and dtypes are read.
 
 It is never called with what it refuses: `routed_projection` raises `Unsupported` first.
@@ -27,6 +27,7 @@ BACKENDS = {
   "mosaic_tpu": "pallas_kernels.lowrank.mosaic_tpu",
   "triton": "pallas_kernels.lowrank.triton",
 }
+KERNELS = ("mosaic_tpu", "triton")  # one call, that the compiler can not split over devices
 
 
 def backend(impl: str) -> ModuleType:
@@ -72,9 +73,8 @@ def routed_projection(
     Unsupported: the named backend can not do it.
   """
   _check(x, kernel, a, b, w, ids)
-  rank = a.shape[3]
   # The scale goes on the small factor, not on the output.
-  kernel, a, b, w = (each.astype(x.dtype) for each in (kernel, a, b / rank, w))
+  kernel, a, b = (each.astype(x.dtype) for each in (kernel, a, b / a.shape[3]))
   name = chosen(x, kernel, a, b, w, ids) if impl is None else impl
   why = refusal(name, x, kernel, a, b, w, ids)
   if why is not None:
@@ -82,3 +82,31 @@ def routed_projection(
     raise Unsupported(f"routed projection: backend {name!r} can not do this: {why}. These can: {', '.join(able)}.")
   _tell(name, kernel.shape, a.shape)
   return backend(name).projection(x, kernel, a, b, w, ids)
+
+
+def chosen(x: Shaped, kernel: Shaped, a: Shaped, b: Shaped, w: Shaped, ids: Shaped | None = None) -> str:
+  """The backend of `impl=None`: XLA's, on every device, until a kernel has been timed against it on one."""
+  return "xla"
+
+
+def _check(x: Shaped, kernel: Shaped, a: Shaped, b: Shaped, w: Shaped, ids: Shaped | None) -> None:
+  (batch, length, din), (splits, skills, _, rank), dout = x.shape, a.shape, kernel.shape[1]
+  wanted = [
+    ("kernel", kernel.shape, (din, dout)),
+    ("a", a.shape, (splits, skills, din // splits, rank)),
+    ("b", b.shape, (splits, skills, rank, dout // splits)),
+    ("w", w.shape[-2:], (splits, skills)),
+  ]
+  if ids is None:
+    wanted.append(("w", w.shape[:-2], (batch, length)[: w.ndim - 2]))
+  else:
+    wanted += [("ids", ids.shape, (batch, length)), ("w", (w.ndim,), (3,))]
+  for name, found, needed in wanted:
+    if tuple(found) != needed:
+      raise ValueError(f"routed projection of x {tuple(x.shape)}: {name} has {tuple(found)} where {needed} would fit.")
+
+
+@functools.cache
+def _tell(name: str, kernel: tuple[int, ...], a: tuple[int, ...]) -> None:
+  """Says once which backend was taken for what."""
+  logger.info("routed projection: %s for %s x %s with %s splits x %s skills of rank %s", name, *kernel, *a[:2], a[3])

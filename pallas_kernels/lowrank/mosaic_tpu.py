@@ -14,7 +14,6 @@ is the gradient to this one's. Gradients to factors and weights follow from x, u
 come out of the same pass as the gradient to x. W's is left to XLA, which drops it where W is frozen.
 """
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +45,7 @@ def projection(
 ) -> Float[Array, "batch length dout"]:
   """See `pallas_kernels.lowrank.api.routed_projection`."""
   splits, skills, _, rank = a.shape
-  # In float32, as their gradients are, until those of many tokens are summed.
+  # Rounded later: gradients of many tokens are summed unrounded.
   weights = by_token(w.astype(jnp.float32), ids, x.shape[1]).reshape(-1, splits * skills)
   # [din, skill * rank] and [skill * rank, dout].
   a = jnp.moveaxis(a, 1, 2).reshape(x.shape[2], -1)
@@ -149,7 +148,12 @@ def _rows(tokens: int) -> list[int]:
 def _fitting(sizes: Sizes) -> list[Sizes]:
   """Blocks that fit the memory of a core."""
   columns = [n for n in (512, 384, 256, 128) if sizes.dout % n == 0] or [sizes.dout]
-  made = [replace(sizes, block_m=m, block_n=n, resident=whole) for m in _rows(sizes.tokens) for n in columns for whole in (True, False)]
+  made = [
+    replace(sizes, block_m=m, block_n=n, resident=whole)
+    for m in _rows(sizes.tokens)
+    for n in columns
+    for whole in (True, False)
+  ]
   return [each for each in made if each.bytes_held <= BLOCK_BYTES]
 
 
@@ -162,7 +166,7 @@ def blocked(sizes: Sizes, dtype) -> Sizes:
   return replace(sizes, block_m=found["block_m"], block_n=found["block_n"], resident=bool(found["resident"]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _projected(splits, rank, x, kernel, a, b, weights):
   return _forward(splits, rank, x, kernel, a, b, weights)[0]
 
@@ -254,8 +258,8 @@ def _project_kernel(x_ref, kernel_ref, a_ref, b_ref, weights_ref, *rest, s: Size
         dw += _gradients(x, mix, u, valid(other_ref), da_ref, q, s)
     if s.gradients:
       dw_ref[...] = dw
-    rank = lambda axis: jax.lax.broadcasted_iota(jnp.int32, (s.wide, s.wide), axis) % s.rank
-    own = _dot(total.astype(x.dtype), (rank(0) == rank(1)).astype(x.dtype), 1, 0)
+    of_rank = lambda axis: jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, (s.wide,) * 2, axis), jnp.int32(s.rank))
+    own = _dot(total.astype(x.dtype), (of_rank(0) == of_rank(1)).astype(x.dtype), 1, 0)
     own_ref[...] = z_ref[...] = own.astype(x.dtype)
 
   n = s.block_n
@@ -263,8 +267,8 @@ def _project_kernel(x_ref, kernel_ref, a_ref, b_ref, weights_ref, *rest, s: Size
   y = _dot(x_ref[...], kernel_ref[here, :] if transposed else kernel_ref[:, here], 1, 1 if transposed else 0)
   b = b_ref[:, here]
   block = s.dout // s.splits
-  first = j * n // block
-  split = (j * n + jax.lax.broadcasted_iota(jnp.int32, b.shape, 1)) // block
+  first = _over(j * n, block)
+  split = _over(j * n + jax.lax.broadcasted_iota(jnp.int32, b.shape, 1), block)
   for more in range(s.covered):
     mix = mix_ref[jnp.minimum(first + more, s.splits - 1)]
     there = b if s.covered == 1 else jnp.where(split == first + more, b, 0)
@@ -327,6 +331,11 @@ def _valid(s: Sizes):
   return lambda ref: jnp.where(there(ref.shape), ref[...], jnp.zeros_like(ref))
 
 
+def _over(x, n: int):
+  """x // n of what is not negative: `//` asks the chip at hand how it takes signs."""
+  return jax.lax.div(x, jnp.int32(n))
+
+
 def _window(q: int, s: Sizes) -> tuple[slice, int]:
   """Columns of x that hold split q, whole tiles of lanes, and the first one."""
   block = s.din // s.splits
@@ -336,14 +345,14 @@ def _window(q: int, s: Sizes) -> tuple[slice, int]:
 
 def _inside(shape, axis: int, low: int, q: int, s: Sizes):
   """Where in a window of split q an element is the split's."""
-  return (low + jax.lax.broadcasted_iota(jnp.int32, shape, axis)) // (s.din // s.splits) == q
+  return _over(low + jax.lax.broadcasted_iota(jnp.int32, shape, axis), s.din // s.splits) == q
 
 
 def _weight_columns(q: int, s: Sizes, dtype):
   """0/1 [split * skill, skill * rank]: to the columns of each skill its weight in split q."""
   shape = (s.splits * s.skills, s.wide)
   iota = partial(jax.lax.broadcasted_iota, jnp.int32, shape)
-  return (iota(0) == q * s.skills + iota(1) // s.rank).astype(dtype)
+  return (iota(0) == q * s.skills + _over(iota(1), s.rank)).astype(dtype)
 
 
 def _split(x, a_ref, weights, q: int, s: Sizes):

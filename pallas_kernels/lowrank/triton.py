@@ -9,8 +9,6 @@ to the mixed factors are sums over the tokens of a route; a second kernel visits
 to its last. W's gradient is left to XLA, which drops it where W is frozen, and so are those of skills and weights.
 """
 
-import functools
-import math
 from functools import partial
 
 import jax
@@ -39,11 +37,11 @@ def projection(
   batch, length, din = x.shape
   if ids is None:
     ids = jnp.broadcast_to(jnp.arange(batch)[:, None], (batch, length))
+  w = w.astype(x.dtype)
   mixed_a = jnp.einsum("tqs,qsdr->tqdr", w, a).reshape(len(w), din, -1)
   mixed_b = jnp.einsum("tqs,qsre->trqe", w, b).reshape(len(w), a.shape[3], -1)
-  more = -a.shape[3] % NARROWEST if a.shape[3] <= NARROWEST else _power(a.shape[3]) - a.shape[3]
-  mixed_a = jnp.pad(mixed_a, ((0, 0), (0, 0), (0, more)))
-  mixed_b = jnp.pad(mixed_b, ((0, 0), (0, more), (0, 0)))
+  rank = max(NARROWEST, _power(a.shape[3]))
+  mixed_a, mixed_b = _padded(mixed_a, 1, 1, rank), _padded(mixed_b, 1, rank, 1)
   y = _projected(x.reshape(-1, din), kernel, mixed_a, mixed_b, ids.reshape(-1).astype(jnp.int32))
   return y.reshape(batch, length, -1)
 
@@ -62,6 +60,7 @@ def refusal(x, kernel, a, b, w, ids) -> str | None:
 
 
 def _power(n: int) -> int:
+  """The smallest power of two that is not below n."""
   return 1 << max(n - 1, 0).bit_length()
 
 
@@ -92,8 +91,12 @@ _projected.defvjp(_forward, _backward)
 
 
 def _project(x, kernel, a, b, ids, *, transposed, interpret):
-  """y and z = x A_t. Args: kernel: [din, dout], or [dout, din] if `transposed`."""
-  (tokens, din), (routes, rank, dout) = x.shape, b.shape
+  """y and z = x A_t.
+
+  Args:
+    kernel: [din, dout], or [dout, din] if `transposed`.
+  """
+  (tokens, din), (_, rank, dout) = x.shape, b.shape
   default = {"block_m": 128, "block_n": 256, "block_k": 64, "warps": 8, "stages": 3}
   if x.dtype == jnp.float32:
     default |= {"block_m": 64, "block_n": 128, "block_k": 32}

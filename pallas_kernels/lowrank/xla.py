@@ -25,8 +25,8 @@ def delta(
   ids: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length dout"]:
   """The update alone."""
-  if ids is not None:
-    return _per_token(x, a, b, w[ids])
+  # Rounded after the look-up: gradients of a table's lines are summed unrounded.
+  w = (w if ids is None else w[ids]).astype(x.dtype)
   return (_per_row if w.ndim == 3 else _per_token)(x, a, b, w)
 
 
