@@ -15,7 +15,7 @@ import jax
 from jax.stages import Compiled
 
 from pallas_kernels.ahead import TPUS, available, compiled_for
-from pallas_kernels.bench import attention, tune
+from pallas_kernels.bench import attention, cross_entropy, lowrank, tune
 from pallas_kernels.bench.case import Case, Contestant
 from pallas_kernels.bench.measure import PEAKS, milliseconds
 from pallas_kernels.tuning.lookup import write
@@ -28,7 +28,7 @@ Row = tuple[str, ...]
 
 def cases() -> Iterator[Case]:
   """All of them."""
-  return chain(attention.cases())
+  return chain(attention.cases(), lowrank.cases(), cross_entropy.cases())
 
 
 def measured(case: Case, platform: str) -> Iterator[Row]:
