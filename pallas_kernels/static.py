@@ -9,6 +9,7 @@ not, and it was never held against a chip.
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,19 +19,25 @@ from typing import Any, NamedTuple
 
 from pallas_kernels.ahead import compiled_for
 
-TABLES = "*{name}*final_hlo-static-per-bundle-utilization.txt"
+TABLE = "*{name}*final_hlo-static-per-bundle-utilization.txt"
+LISTING = "*{name}*-final_bundles.txt"
+ADDRESS = re.compile(r"\s*0x([0-9a-f]+) +([A-Z]{2})?")
 
 
 class Schedule(NamedTuple):
   """A kernel's program on one chip.
 
   Attributes:
-    bundles: cycles to issue the text once.
-    cycles: by unit (MXU, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
+    bundles: of the whole text.
+    cycles: by unit (MATMUL, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
+    block: bundles of the branch that multiplies most, which a kernel takes for each block of its operands.
+    block_cycles: of that branch.
   """
 
   bundles: int
   cycles: dict[str, int]
+  block: int
+  block_cycles: dict[str, int]
 
 
 def schedules(chip: str, kernels: list[str], program: str, **arguments: Any) -> dict[str, Schedule]:
@@ -57,20 +64,48 @@ def schedules(chip: str, kernels: list[str], program: str, **arguments: Any) -> 
 
 
 def _schedule(folder: Path, kernel: str) -> Schedule:
-  found = sorted(folder.glob(TABLES.format(name=kernel)))
-  if not found:
+  tables, listings = (sorted(folder.glob(form.format(name=kernel))) for form in (TABLE, LISTING))
+  listings = [path for path in listings if "analysis" not in path.name]
+  if not tables or not listings:
     raise RuntimeError(f"no schedule of a kernel {kernel!r} was written.")
-  return parsed(found[0].read_text())
+  return parsed(tables[0].read_text(), listings[0].read_text())
 
 
-def parsed(table: str) -> Schedule:
-  """A table of libtpu: names of units, how many of each there are, a blank line, and what each bundle uses."""
+def parsed(table: str, listing: str) -> Schedule:
+  """From libtpu's two files.
+
+  Args:
+    table: names of units, how many of each there are, a blank line, and what each bundle uses.
+    listing: bundles by address; a branch over a region is one with `sbr.rel`, and "PF" marks where the region ended.
+  """
   lines = table.splitlines()
   units = [name.strip() for name in lines[1].split(",")]
   there = [int(n) for n in lines[2].split()]
   rows = [[int(n) for n in line.split()] for line in lines[4:] if line.strip()[:1].isdigit()]
-  used = [sum(row[i] for row in rows) for i in range(len(units))]
-  return Schedule(len(rows), {unit: -(-n // many) for unit, n, many in zip(units, used, there, strict=True) if n})
+
+  def cycles(rows: list[list[int]]) -> dict[str, int]:
+    used = [sum(row[i] for row in rows) for i in range(len(units))]
+    return {unit: -(-n // many) for unit, n, many in zip(units, used, there, strict=True) if n}
+
+  bodies = [rows[first:end] for first, end in _branches(listing)]
+  block = max(bodies, key=lambda body: cycles(body).get("MATMUL", 0), default=[])
+  return Schedule(len(rows), cycles(rows), len(block), cycles(block))
+
+
+def _branches(listing: str) -> list[tuple[int, int]]:
+  """First bundle after each branch, and the one where the region it skips ended; regions without regions inside."""
+  found, start = [], None
+  for line in listing.splitlines():
+    address = ADDRESS.match(line)
+    if address is None:
+      continue
+    at = int(address[1], 16)
+    if address[2] == "PF" and start is not None:
+      found.append((start, at))
+      start = None
+    if "sbr.rel" in line:
+      start = at + 1
+  return found
 
 
 def _compile(chip: str, program: str, arguments: str) -> None:

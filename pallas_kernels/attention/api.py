@@ -30,6 +30,7 @@ BACKENDS = {
   "xla": "pallas_kernels.attention.xla",
   "xla_chunked": "pallas_kernels.attention.chunked",
   "mosaic_tpu": "pallas_kernels.attention.mosaic_tpu",
+  "splash": "pallas_kernels.attention.splash",
   "triton": "pallas_kernels.attention.triton",
   "cudnn": "pallas_kernels.attention.cudnn",
 }

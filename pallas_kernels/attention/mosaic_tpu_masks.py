@@ -77,8 +77,10 @@ def visits(spec: AttentionSpec, hides: Seen, batch: int, queries: int, keys: int
   if spec.window is not None:
     worth &= start_k + (block_k - 1) > lowest - window
   if hides.query_segments is not None and hides.key_segments is not None:
-    worth &= of_queries(hides.query_segments, jnp.min) <= of_keys(hides.key_segments, jnp.max)
-    worth &= of_queries(hides.query_segments, jnp.max) >= of_keys(hides.key_segments, jnp.min)
+    # Padding is 0 and comes last: in this order, a block's ids lie close together.
+    of_query, of_key = (x.astype(jnp.uint32) - 1 for x in (hides.query_segments, hides.key_segments))
+    worth &= of_queries(of_query, jnp.min) <= of_keys(of_key, jnp.max)
+    worth &= of_queries(of_query, jnp.max) >= of_keys(of_key, jnp.min)
   any_worth = worth.any(-1)
   first = jnp.where(any_worth, jnp.argmax(worth, axis=-1), 0)
   last = jnp.where(any_worth, count - 1 - jnp.argmax(worth[..., ::-1], axis=-1), -1)

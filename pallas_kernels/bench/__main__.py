@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 
 import jax
 from jax.stages import Compiled
 
 from pallas_kernels.ahead import TPUS, available, compiled_for
-from pallas_kernels.bench import attention, cross_entropy, lowrank, tune
+from pallas_kernels.bench import schedule, tune
 from pallas_kernels.bench.case import Case, Contestant
+from pallas_kernels.bench.cases import cases
 from pallas_kernels.bench.measure import PEAKS, milliseconds
 from pallas_kernels.tuning.lookup import write
 
@@ -24,11 +24,6 @@ CHIPS = {"tpu": tuple(TPUS), "gpu": ("h200",)}
 MEASURED = ("case", "by", "ms", "TFLOP/s", "of peak", "temporary MB", "goals")
 COMPILED = ("case", "kernel", "chip", "compiled in s", "temporary MB", "flops counted / needed")
 Row = tuple[str, ...]
-
-
-def cases() -> Iterator[Case]:
-  """All of them."""
-  return chain(attention.cases(), lowrank.cases(), cross_entropy.cases())
 
 
 def measured(case: Case, platform: str) -> Iterator[Row]:
@@ -149,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables.append(markdown(MEASURED, _shown(row for case in here for row in measured(case, platform))))
   if platform == "cpu":
     tables.append(markdown(COMPILED, _shown(row for case in chosen for row in compiled(case))))
+    if available("v5e") and not arguments.only:
+      tables.append(markdown(schedule.HEADER, _shown(schedule.rows())))
   report = "\n\n".join((f"{jax.devices()[0].device_kind}; {versions()}", *tables)) + "\n"
   print("\n" + report)
   if arguments.out:

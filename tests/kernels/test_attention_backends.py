@@ -13,7 +13,7 @@ from pallas_kernels.attention import chunked, reference, xla
 from pallas_kernels.attention.api import BACKENDS, attention, backend, prepared, refusal
 from pallas_kernels.attention.bias import Buckets, DenseBias
 from pallas_kernels.attention.spec import AttentionSpec
-from tests.kernels.cases import case_of, cases, check, outputs, sweep
+from tests.kernels.cases import case_of, cases, check, near_xla, sweep
 
 # Blocks smaller than most lengths, so that there are several, and a last one that is not full.
 TESTED = {"xla": xla.attention, "xla_chunked": partial(chunked.attention, block_q=8, block_k=16)}
@@ -37,15 +37,10 @@ def test_bf16_is_as_near_as_dense_xla(name):
   """The error of values and gradients is at most twice that of dense XLA in the same dtype."""
   table = np.random.default_rng(1).normal(size=(32, 4))
   segments = np.repeat([[1, 2, 3, 4]], 2, 0).repeat(10, 1)
-  case = case_of(0, queries=40, query_segments=segments, key_segments=segments, bias=Buckets(table, True, 128))
-  rounded = tuple(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in case[:3])
-  bias = Buckets(np.asarray(jnp.asarray(table, jnp.bfloat16), np.float64), True, 128)
-  with jax.enable_x64(True):
-    (wanted,) = outputs([reference.attention], *rounded, replace(case[3], bias=bias), jnp.float64)
-  found = outputs([TESTED[name], xla.attention], *rounded, replace(case[3], bias=bias), jnp.bfloat16)
-  for ours, theirs, exact in zip(*found, wanted, strict=True):
-    error = lambda x: np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - np.asarray(exact))))
-    assert error(ours) <= 2 * error(theirs)
+  bias = Buckets(table, True, 128)
+  near_xla(
+    TESTED[name], case_of(0, queries=40, query_segments=segments, key_segments=segments, bias=bias), jnp.bfloat16
+  )
 
 
 @pytest.mark.parametrize("name", TESTED)
