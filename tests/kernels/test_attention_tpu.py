@@ -254,7 +254,7 @@ def test_a_biased_block_costs_little_more():
   )
   biased, plain = scheduled(bias=True, causal=False), scheduled(bias=False, causal=False)
   forward, backward = (biased[name].block / plain[name].block for name in kernels)
-  assert forward <= 1.05 and backward <= 1.07, (biased, plain)
+  assert 0.95 < forward <= 1.05 and 0.95 < backward <= 1.1, (biased, plain)
 
 
 def test_a_schedule_is_read():
@@ -272,4 +272,4 @@ def test_a_schedule_is_read():
   )
   schedule = parsed(table, listing)
   assert (schedule.bundles, schedule.block) == (5, 2)
-  assert schedule.cycles == {"MATMUL": 5, "VALU": 3} and schedule.block_cycles == {"MATMUL": 4, "VALU": 2}
+  assert schedule.cycles == {"MXU": 5, "VALU": 3} and schedule.block_cycles == {"MXU": 4, "VALU": 2}
