@@ -114,7 +114,7 @@ def _judge(
   for seed, folder in folders.items():
     folder.mkdir(parents=True, exist_ok=True)
     sessions.append(_session(folder, seed, opened, mesh, mixture, reporters[seed]))
-    reporters[seed].record(
+    reporters[seed].begin(
       seed=seed,
       model=str(model.path.resolve()),
       stages=[{"name": protocol.name, "steps": None}],

@@ -108,6 +108,16 @@ def test_two_models_on_one_grid(folder, mtx):
   assert table(again) == table(text)
 
 
+def test_a_refusal_leaves_what_is_there(folder, mtx):
+  """Another model under a name that has results: neither they nor their record are touched."""
+  words = ("--gin_file=run.gin", "--out", "named", "--gin.protocol.shots=(0,)", "--gin.protocol.examples=1")
+  assert mtx("evaluate", "m=plain", *words)[0] == 0
+  files = {path: path.read_bytes() for path in (folder / "named").rglob("*") if path.is_file()}
+  code, text = mtx("evaluate", "m=lora", *words)
+  assert code == 2 and "m-0/protocol/zero-shot has results of another model" in text
+  assert {path: path.read_bytes() for path in (folder / "named").rglob("*") if path.is_file()} == files
+
+
 def test_tuned_on_a_few_shots(folder, mtx):
   """All of a model, and adapters: their own, or fresh ones."""
   few = ["--gin.protocol.shots=(0,2)", "--gin.protocol.selectors=()", "--gin.protocol.tuned=@fewshot()"]
@@ -123,6 +133,8 @@ def test_tuned_on_a_few_shots(folder, mtx):
     methods = re.findall(r"\w+", methods)
     assert {row["method"] for row in rows} == {"zero-shot", *(f"2-shot-{method}" for method in methods)}
     assert {(row["shots"], row["step"]) for row in rows} == {(0, 0), (2, 2)}
+  code, text = mtx(*words, f"--gin.fewshot.methods={tuple(methods)}", "--gin.LoRA.rank=2")
+  assert code == 2 and "2-shot-adapters has results of other settings: adapters was" in text
 
 
 def test_the_config_of_the_first_run_is_the_default(mtx):

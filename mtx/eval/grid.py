@@ -1,5 +1,6 @@
 """A grid of cells, one by one: what a model answers in each, with its scores, kept so that it can be gone on with."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -63,6 +64,14 @@ class Grid:
   @cached_property
   def model(self) -> str:
     return identity(self.sessions[0], self.carried)
+
+  @cached_property
+  def hung(self) -> str:
+    """Tells the adapters that tuning hangs on the model from others: a hash of their places and shapes."""
+    assert self.tuned is not None
+    shapes = self.sessions[0].blueprint(self.tuned.adapter, 1).shapes
+    text = "".join(f"{path} {shape.shape}\n" for path, shape in sorted(shapes.items()))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
   def __call__(self, cell: Cell) -> Iterator[list[Row]]:
     """The cell's rows of every session in turn. What does not depend on the seed is answered once."""
@@ -170,8 +179,19 @@ class Grid:
     lines = [json.loads(text) for text in file.read_bytes().split(b"\n") if text.strip()]
     return [Answer(line["prediction"], line.get("option_scores")) for line in lines]
 
+  def check(self, cells: Sequence[Cell]) -> None:
+    """Raises UserError where a cell has results of other settings, data or another model."""
+    for cell in cells:
+      for session in self.sessions:
+        self._settings(session.folder(self.name) / cell.method, cell, session)
+
   def _settle(self, folder: Path, cell: Cell, session: Session) -> None:
-    """Keeps what a cell's results depend on beside them.
+    """Keeps what a cell's results depend on beside them."""
+    settings = self._settings(folder, cell, session)
+    write(folder / CELL, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+  def _settings(self, folder: Path, cell: Cell, session: Session) -> dict[str, Any]:
+    """What a cell's results depend on, with the data of tasks that it has results of already.
 
     Raises:
       UserError: results of other settings are there.
@@ -194,6 +214,8 @@ class Grid:
       settings["seed"] = session.seed
     if cell.tuned and self.tuned:
       settings |= {"steps": self.tuned.steps, "learning_rates": dict(self.tuned.learning_rates)}
+      if self.tuned.adapter is not None:
+        settings["adapters"] = self.hung
     splits = lambda task: [judged_split(task), *([self.pool] if cell.shots else [])]
     data = {e.task.name: [e.task.splits[split].folder.name for split in splits(e.task)] for e in self.judged}
     settings = json.loads(json.dumps({**settings, "data": data}))
@@ -213,7 +235,7 @@ class Grid:
       if other := next((task for task in data if known.get(task, data[task]) != data[task]), None):
         raise UserError(f"{folder} has results of other data: task {other} has changed.", hint=ANEW)
       settings["data"] = known | data
-    write(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    return settings
 
 
 class Tuner:

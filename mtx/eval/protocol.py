@@ -151,6 +151,9 @@ class Protocol:
       examples=self.examples,
     )
     cells = self.cells()
+    grid.check(cells)
+    for session in sessions:
+      session.reporter.record()  # nothing is refused any more
     found: list[list[Row]] = [[] for _ in sessions]
     with first.reporter.progress(self.name, len(cells) * len(sessions), 0) as progress:
       for i, cell in enumerate(cells):
