@@ -101,12 +101,18 @@ class Sizes:
     return 1 if self.tiles % 2 else 2
 
   @property
-  def covered(self) -> int:
-    """Output splits that a block of columns may touch."""
+  def width(self) -> int:
+    """Columns that are computed together: one output split of several in a block, where it is whole tiles of lanes."""
     block = self.dout // self.splits
-    if block % self.block_n == 0:
+    return block if self.block_n % block == 0 and block % LANES == 0 else self.block_n
+
+  @property
+  def covered(self) -> int:
+    """Output splits that these columns may touch."""
+    block = self.dout // self.splits
+    if block % self.width == 0:
       return 1
-    return self.block_n // block if self.block_n % block == 0 else min(self.splits, (self.block_n - 1) // block + 2)
+    return self.width // block if self.width % block == 0 else min(self.splits, (self.width - 1) // block + 2)
 
   @property
   def bytes_held(self) -> int:
@@ -147,7 +153,8 @@ def _rows(tokens: int) -> list[int]:
 
 def _fitting(sizes: Sizes) -> list[Sizes]:
   """Blocks that fit the memory of a core."""
-  columns = [n for n in (512, 384, 256, 128) if sizes.dout % n == 0] or [sizes.dout]
+  blocks = (sizes.dout // sizes.splits, 512, 384, 256, 128)
+  columns = [n for n in blocks if n % LANES == 0 and sizes.dout % n == 0] or [sizes.dout]
   made = [
     replace(sizes, block_m=m, block_n=n, resident=whole)
     for m in _rows(sizes.tokens)
@@ -158,8 +165,8 @@ def _fitting(sizes: Sizes) -> list[Sizes]:
 
 
 def blocked(sizes: Sizes, dtype) -> Sizes:
-  """With the blocks that move the fewest bytes and touch the fewest splits, or those of the tuning table."""
-  least = min(_fitting(sizes), key=lambda s: (s.bytes_moved, s.covered / s.block_n, -s.block_m * s.block_n))
+  """With the blocks that compute the least, and then move the fewest bytes, or those of the tuning table."""
+  least = min(_fitting(sizes), key=lambda s: (s.covered, s.bytes_moved, -s.block_m * s.block_n))
   default = {"block_m": least.block_m, "block_n": least.block_n, "resident": int(least.resident)}
   name = "lowrank_tpu_gradients" if sizes.gradients else "lowrank_tpu"
   found = tuned(name, default, dtype, sizes.din, sizes.tokens, (f"dout{sizes.dout}", f"wide{sizes.wide}"))
@@ -262,18 +269,18 @@ def _project_kernel(x_ref, kernel_ref, a_ref, b_ref, weights_ref, *rest, s: Size
     own = _dot(total.astype(x.dtype), (of_rank(0) == of_rank(1)).astype(x.dtype), 1, 0)
     own_ref[...] = z_ref[...] = own.astype(x.dtype)
 
-  n = s.block_n
-  here = pl.ds(pl.multiple_of(j * n, n), n) if s.resident else slice(None)
-  y = _dot(x_ref[...], kernel_ref[here, :] if transposed else kernel_ref[:, here], 1, 1 if transposed else 0)
-  b = b_ref[:, here]
-  block = s.dout // s.splits
-  first = _over(j * n, block)
-  split = _over(j * n + jax.lax.broadcasted_iota(jnp.int32, b.shape, 1), block)
-  for more in range(s.covered):
-    mix = mix_ref[jnp.minimum(first + more, s.splits - 1)]
-    there = b if s.covered == 1 else jnp.where(split == first + more, b, 0)
-    y += _dot(mix * own_ref[...], there, 1, 0)
-  y_ref[...] = y.astype(y_ref.dtype)
+  n, width, block = s.block_n, s.width, s.dout // s.splits
+  for start in range(0, n, width):
+    column = j * n + start
+    here = pl.ds(pl.multiple_of(column, width), width) if s.resident else slice(start, start + width)
+    y = _dot(x_ref[...], kernel_ref[here, :] if transposed else kernel_ref[:, here], 1, 1 if transposed else 0)
+    b = b_ref[:, here]
+    first = _over(column, block)
+    split = _over(column + jax.lax.broadcasted_iota(jnp.int32, b.shape, 1), block)
+    for more in range(s.covered):
+      mix = mix_ref[jnp.minimum(first + more, s.splits - 1)]
+      y += _dot(mix * own_ref[...], b if s.covered == 1 else jnp.where(split == first + more, b, 0), 1, 0)
+    y_ref[:, start : start + width] = y.astype(y_ref.dtype)
 
 
 def _factors(x, a, weights, other, *, splits, rank, interpret):

@@ -26,6 +26,7 @@ CASES = {
   # Several blocks of tokens, the last one not full; splits that are no whole tiles of lanes, on both sides.
   "blocks": (1, 300, 384, 256, 4, 4, 8, "segments"),
   "splits over blocks": (3, 100, 256, 768, 4, 2, 20, "rows"),
+  "blocks of whole splits": (1, 40, 256, 512, 2, 2, 4, "segments"),
 }
 
 
@@ -189,7 +190,7 @@ def test_no_races():
 
 def test_a_planted_race_is_found():
   """Cores that share the blocks of a sum."""
-  assert races((1, 32, 16, 32, 2, 2, 4, "rows"), 8, ("parallel", "parallel"))
+  assert races((1, 24, 16, 32, 2, 2, 4, "rows"), 8, ("parallel", "parallel"))
 
 
 def test_refusals_name_who_can(caplog):
@@ -223,6 +224,6 @@ def test_refusals_name_who_can(caplog):
 def test_shapes_that_do_not_fit_are_named(changed, message):
   args, _ = drawn(*CASES["rows"])
   x, kernel, a, b, w = (jnp.asarray(x, jnp.float32) for x in args)
-  args = (x, kernel[1:], a, b, w) if changed == "kernel" else (x, kernel, a, b, w[[0, 0, 1]])
+  args = (x, kernel[1:], a, b, w) if changed == "kernel" else (x, kernel, a, b, jnp.concatenate([w, w[:1]]))
   with pytest.raises(ValueError, match=message):
     routed_projection(*args)
