@@ -4,7 +4,6 @@ import re
 from importlib.util import find_spec
 
 import gin
-import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
@@ -35,8 +34,8 @@ def curve(impl: str, steps: int) -> np.ndarray:
   state, frozen = run.parameters
   for _ in range(steps):
     state, metrics = program(state, frozen, placed, run.key)
-    losses.append(metrics["loss"])
-  return np.array(jax.device_get(losses))
+    losses.append(float(metrics["loss"]))  # waits: steps of eight CPU devices that overlap may block each other
+  return np.array(losses)
 
 
 @pytest.mark.parametrize("steps", [20, pytest.param(200, marks=pytest.mark.slow)])
