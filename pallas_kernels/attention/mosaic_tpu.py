@@ -49,7 +49,7 @@ def attention(
   more_q, more_k = -queries % lcm(ahead[0], back[0]), -keys % lcm(ahead[1], back[1])
   whole_q, whole_k = queries + more_q, keys + more_k
   hides = masks.seen(spec, keys, more_q, more_k)
-  of_blocks = lambda sizes: Blocks(*sizes, masks.visited(spec, whole_q, whole_k, *sizes))
+  of_blocks = lambda sizes: Blocks(sizes[0], sizes[1], masks.visited(spec, whole_q, whole_k, *sizes))
   visits = [masks.visits(spec, hides, batch, whole_q, whole_k, *sizes) for sizes in (ahead, back)]
   near = spec.window is not None
   plan = Plan(spec.causal, near, spec.scale, spec.soft_cap, of_blocks(ahead), of_blocks(back))

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, DTypeLike, Float
 
 from pallas_kernels.attention import mosaic_tpu_bias as toeplitz
-from pallas_kernels.attention.mosaic_tpu_forward import LANES, VMEM_LIMIT, Plan, dot, scores
+from pallas_kernels.attention.mosaic_tpu_forward import LANES, VMEM_LIMIT, Plan, dot, given, scores
 from pallas_kernels.attention.mosaic_tpu_masks import Seen, Visits, allowed, column
 
 
@@ -71,7 +71,6 @@ def backward(
   row_of_queries = lambda h, b, g, i, j, *visits: (b, 0, i)
   all_of_row = lambda h, b, g, i, j, *visits: (b, 0, 0)
   all_of_one_row = lambda h, b, g, i, j, *visits: (0, 0, 0)
-  given = lambda x, shape, index: None if x is None else pl.BlockSpec(shape, index)
   for_all = hides.first is not None and hides.first.shape[0] == 1
   block_of_queries = pl.BlockSpec((1, 1, block_q, d), of_queries)
   block_of_keys = pl.BlockSpec((1, 1, block_k, d), of_keys)
@@ -113,7 +112,6 @@ def backward(
     strip,
   )
   work = batch * heads * visited * block_q * block_k
-  rows = "arbitrary" if together and diagonals is not None else "parallel"
   grads = pl.pallas_call(
     partial(_kernel, plan=plan, keys=keys, together=together),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -125,7 +123,14 @@ def backward(
     ),
     out_shape=out_shape,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", rows, "arbitrary", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+      dimension_semantics=(
+        "parallel",
+        "arbitrary" if together and diagonals is not None else "parallel",
+        "arbitrary",
+        "arbitrary",
+        "arbitrary",
+      ),
+      vmem_limit_bytes=VMEM_LIMIT,
     ),
     cost_estimate=pl.CostEstimate(
       flops=10 * work * d,
@@ -141,7 +146,7 @@ def backward(
   return *others, d_diagonals.sum(0, keepdims=True)
 
 
-def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: bool):
+def _kernel(offset, window, first, last, *refs, plan: Plan, keys: int, together: bool):
   q, k, v, dy, log_sums, inner, diagonals, hides, dq, dk, dv, *d_diagonals, scratch = refs
   dq_sums, dk_sums, dv_sums, firsts, segments, strip, strip_sums = scratch
   b, g, i, j = (pl.program_id(axis) for axis in (1, 2, 3, 4))
@@ -153,23 +158,17 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
   if strip is not None:
 
     @pl.when(of_head_starts & (b == 0) if together else of_head_starts)
-    def _():
+    def prepare():
       toeplitz.lay_out(strip, diagonals.at[0, 0], strip.shape[0])
       toeplitz.clear(strip_sums)
 
-  def each_block_of_keys(step):
-    """A loop: program text does not grow with the length."""
-
-    def one(at, _):
-      step(pl.ds(pl.multiple_of(at * block_k, block_k), block_k))
-      return ()
-
-    jax.lax.fori_loop(0, key_blocks, one, ())
+  block_of_keys = lambda at: pl.ds(pl.multiple_of(at * block_k, block_k), block_k)
 
   @pl.when(of_head_starts & (g == 0))
-  def _():
-    @each_block_of_keys
-    def _(block):
+  def start_keys():
+    @pl.loop(0, key_blocks)  # so that the program's text does not grow with the length
+    def clear(at):
+      block = block_of_keys(at)
       dk_sums[block, :] = jnp.zeros((block_k, dk_sums.shape[1]), jnp.float32)
       dv_sums[block, :] = jnp.zeros((block_k, dv_sums.shape[1]), jnp.float32)
       if firsts is not None:
@@ -178,17 +177,17 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
         segments[block, :] = column(hides.key_segments[0, :, block], LANES)
 
   @pl.when(j == 0)
-  def _():
+  def start_queries():
     dq_sums[...] = jnp.zeros_like(dq_sums)
 
   @pl.when((first[b, i] <= j) & (j <= last[b, i]))
-  def _():
-    block = pl.ds(pl.multiple_of(j * block_k, block_k), block_k)
+  def visit():
+    block = block_of_keys(j)
     start = bias = None
     if strip is not None:
       start = i * block_q - j * block_k + keys - strip.shape[0]
       bias = toeplitz.tile(strip, start, block_k, block_q)
-    first_query = index[b] + i * block_q
+    first_query = offset[b] + i * block_q
     mask = allowed(
       (block_k, block_q),
       1,
@@ -212,19 +211,20 @@ def _kernel(index, window, first, last, *refs, plan: Plan, keys: int, together: 
     dq_sums[...] += dot(ds, k[0, 0], 0, 0)
 
   @pl.when(j == key_blocks - 1)
-  def _():
+  def finish_queries():
     dq[0, 0] = (dq_sums[...] * plan.scale).astype(dq.dtype)
 
   if strip_sums is not None:
 
     @pl.when(of_head_ends & (b == pl.num_programs(1) - 1) if together else of_head_ends)
-    def _():
+    def finish_bias():
       toeplitz.sum_diagonals(d_diagonals[0].at[0, 0], strip_sums)
 
   @pl.when(of_head_ends & (g == groups - 1))
-  def _():
-    @each_block_of_keys
-    def _(block):
+  def finish_keys():
+    @pl.loop(0, key_blocks)
+    def write(at):
+      block = block_of_keys(at)
       dk[0, 0, block, :] = (dk_sums[block, :] * plan.scale).astype(dk.dtype)
       dv[0, 0, block, :] = dv_sums[block, :].astype(dv.dtype)
 

@@ -7,7 +7,6 @@ a block then costs one load and one addition a score. The gradient goes the same
 its diagonals are summed once a head.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -28,24 +27,20 @@ def lay_out(strip, diagonals, rows: int) -> None:
     strip: reference, [rows, n]. diagonals: reference to [1, n + rows] values.
   """
 
-  def chunk(c, _):
+  @pl.loop(0, strip.shape[1] // rows)
+  def chunk(c):
     start = pl.multiple_of(c * rows, rows)
     copies = jnp.broadcast_to(diagonals[:, pl.ds(start, 2 * rows)], (rows, 2 * rows))
     strip[:, pl.ds(start, rows)] = pltpu.roll(copies, rows + 1, axis=1, stride=1, stride_axis=0)[:, :rows]
-    return ()
-
-  jax.lax.fori_loop(0, strip.shape[1] // rows, chunk, ())
 
 
 def clear(strip) -> None:
   """Zeros."""
   rows = strip.shape[0]
 
-  def chunk(c, _):
+  @pl.loop(0, strip.shape[1] // rows)
+  def chunk(c):
     strip[:, pl.ds(pl.multiple_of(c * rows, rows), rows)] = jnp.zeros((rows, rows), strip.dtype)
-    return ()
-
-  jax.lax.fori_loop(0, strip.shape[1] // rows, chunk, ())
 
 
 def tile(strip, start, lines: int, width: int) -> Float[Array, "lines width"]:
@@ -77,7 +72,8 @@ def sum_diagonals(sums, strip) -> None:
   rows, count = strip.shape
   sums[...] = jnp.zeros_like(sums)
 
-  def chunk(c, _):
+  @pl.loop(0, count // rows)
+  def chunk(c):
     start = pl.multiple_of(c * rows, rows)
     here = strip[:, pl.ds(start, rows)]
     folded = jnp.concatenate([here, jnp.zeros_like(here)], axis=1)
@@ -87,6 +83,3 @@ def sum_diagonals(sums, strip) -> None:
       half //= 2
     where = pl.ds(start, 2 * rows)
     sums[:, where] = sums[:, where] + folded
-    return ()
-
-  jax.lax.fori_loop(0, count // rows, chunk, ())

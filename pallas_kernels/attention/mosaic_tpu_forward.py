@@ -1,5 +1,6 @@
 """Forward kernel of attention on TPU; see `mosaic_tpu`."""
 
+from collections.abc import Callable
 from functools import partial
 from math import log2
 from typing import Any, NamedTuple
@@ -78,6 +79,11 @@ def dot(a, b, of_a: int, of_b: int):
   return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32, precision=precision)
 
 
+def given(operand: Any, shape: tuple[int, ...], at: Callable[..., tuple[Any, ...]]) -> Any:
+  """The blocks of an operand, if there is one."""
+  return None if operand is None else pl.BlockSpec(shape, at)
+
+
 def forward(
   q: Float[Array, "batch heads query d_kv"],
   k: Float[Array, "batch kv_heads key d_kv"],
@@ -112,7 +118,6 @@ def forward(
   row_of_queries = lambda h, b, i, j, *visits: (b, 0, i)
   row_of_keys = lambda h, b, i, j, *visits: (b, 0, key_block(b, i, j, visits))
   one_row_of_keys = lambda h, b, i, j, *visits: (0, 0, key_block(b, i, j, visits))
-  given = lambda x, shape, index: None if x is None else pl.BlockSpec(shape, index)
   for_all = hides.first is not None and hides.first.shape[0] == 1
   in_specs = (
     pl.BlockSpec((1, 1, block_q, d), of_queries),
@@ -165,7 +170,7 @@ def forward(
   )(*visits, q, k, v, diagonals, hides)
 
 
-def _kernel(index, window, first, last, *refs, plan: Plan, queries: int, by_row: bool):
+def _kernel(offset, window, first, last, *refs, plan: Plan, queries: int, by_row: bool):
   q, k, v, diagonals, hides, y, log_sums, scratch = refs
   b, i, j = (pl.program_id(axis) for axis in (1, 2, 3))
   highest, sums, total, segments, strip = scratch
@@ -175,11 +180,11 @@ def _kernel(index, window, first, last, *refs, plan: Plan, queries: int, by_row:
   if strip is not None:
 
     @pl.when((i == 0) & (j == 0) & (by_row | (b == 0)))
-    def _():
+    def prepare():
       toeplitz.lay_out(strip, diagonals.at[0, 0], strip.shape[0])
 
   @pl.when(j == 0)
-  def _():
+  def start():
     highest[...] = jnp.full_like(highest, LOWEST)
     sums[...] = jnp.zeros_like(sums)
     if total is not None:
@@ -188,11 +193,11 @@ def _kernel(index, window, first, last, *refs, plan: Plan, queries: int, by_row:
       segments[...] = column(hides.query_segments[0], segments.shape[1])
 
   @pl.when((first[b, i] <= j) & (j <= last[b, i]))
-  def _():
+  def visit():
     bias = None
     if strip is not None:
       bias = toeplitz.tile(strip, j * block_k - i * block_q + queries - strip.shape[0], block_q, block_k)
-    first_query = index[b] + i * block_q
+    first_query = offset[b] + i * block_q
     mask = allowed(
       (block_q, block_k),
       0,
@@ -215,7 +220,7 @@ def _kernel(index, window, first, last, *refs, plan: Plan, queries: int, by_row:
     sums[...] = sums[...] * _wide(kept, sums.shape[1]) + part
 
   @pl.when(j == pl.num_programs(3) - 1)
-  def _():
+  def finish():
     added = sums[...]
     weight = added[:, d : d + 1] if total is None else total[:, :1]
     weight = jnp.where(weight > 0, weight, 1)

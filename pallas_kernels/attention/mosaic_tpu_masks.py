@@ -33,12 +33,12 @@ class Visits(NamedTuple):
   """What a kernel reads from scalar memory.
 
   Attributes:
-    index: of each row's first query.
+    offset: index of each row's first query.
     window: how far back a query sees; not read where nothing limits it.
     first, last: blocks of keys between which all lie that a block of queries sees something of; (0, -1): none.
   """
 
-  index: Int[Array, " batch"]
+  offset: Int[Array, " batch"]
   window: Int[Array, "1"]
   first: Int[Array, "batch query_block"]
   last: Int[Array, "batch query_block"]
@@ -64,11 +64,11 @@ def seen(spec: AttentionSpec, keys: int, more_q: int, more_k: int) -> Seen:
 
 def visits(spec: AttentionSpec, hides: Seen, batch: int, queries: int, keys: int, block_q: int, block_k: int) -> Visits:
   """Blocks of keys that each block of queries has to visit; lengths are of whole blocks."""
-  index = jnp.broadcast_to(jnp.asarray(spec.offset, jnp.int32), (batch,))
+  offset = jnp.broadcast_to(jnp.asarray(spec.offset, jnp.int32), (batch,))
   window = jnp.clip(jnp.asarray(FAR if spec.window is None else spec.window, jnp.int32), -FAR, FAR)
   count = keys // block_k
   start_k = jnp.arange(0, keys, block_k, dtype=jnp.int32)
-  lowest = (index[:, None] + jnp.arange(0, queries, block_q, dtype=jnp.int32))[:, :, None]
+  lowest = (offset[:, None] + jnp.arange(0, queries, block_q, dtype=jnp.int32))[:, :, None]
   of_keys = lambda x, reduce: reduce(x.reshape(x.shape[0], 1, count, block_k), axis=-1)
   of_queries = lambda x, reduce: reduce(x.reshape(x.shape[0], -1, 1, block_q), axis=-1)
   worth = jnp.ones((batch, queries // block_q, count), bool)
@@ -84,7 +84,7 @@ def visits(spec: AttentionSpec, hides: Seen, batch: int, queries: int, keys: int
   any_worth = worth.any(-1)
   first = jnp.where(any_worth, jnp.argmax(worth, axis=-1), 0)
   last = jnp.where(any_worth, count - 1 - jnp.argmax(worth[..., ::-1], axis=-1), -1)
-  return Visits(index, window[None], first.astype(jnp.int32), last.astype(jnp.int32))
+  return Visits(offset, window[None], first.astype(jnp.int32), last.astype(jnp.int32))
 
 
 def allowed(
@@ -130,12 +130,14 @@ def column(row: Int[Array, "1 n"], lanes: int) -> Int[Array, "n lanes"]:
 
 def visited(spec: AttentionSpec, queries: int, keys: int, block_q: int, block_k: int) -> int:
   """Blocks of one row and head that are visited as far as the spec's static part tells: what a cost estimate counts."""
-  ordered = spec.causal and spec.prefix is None and spec.prefix_lengths is None and isinstance(spec.offset, int)
-  near = isinstance(spec.window, int) and isinstance(spec.offset, int)
+  offset, window = spec.offset, spec.window
+  ordered = spec.causal and spec.prefix is None and spec.prefix_lengths is None
   total = 0
   for start_q in range(0, queries, block_q):
-    low = start_q + spec.offset if ordered or near else 0
-    last = min((low + block_q - 1) // block_k + 1, keys // block_k) if ordered else keys // block_k
-    first = max(low - spec.window + 1, 0) // block_k if near else 0
+    first, last = 0, keys // block_k
+    if isinstance(offset, int):
+      low = start_q + offset
+      last = min((low + block_q - 1) // block_k + 1, last) if ordered else last
+      first = max(low - window + 1, 0) // block_k if isinstance(window, int) else first
     total += max(last - first, 0)
   return total
