@@ -1,12 +1,13 @@
 """Attention for NVIDIA GPUs, in Pallas by way of Triton: values here, gradients in `triton_backward`.
 
 One program takes a block of queries of a row and head through the blocks of keys that it may see (Dao 2023, arXiv
-2307.08691). A bias of buckets or ALiBi is read by its diagonals, never as a matrix.
+2307.08691). A bias of buckets or ALiBi is read by its diagonals or slopes, never as a matrix.
 
 Products of float32 arrays have jax's default precision, TF32 on these GPUs unless `jax_default_matmul_precision` says
 more, as XLA's have. Everything was compiled for Hopper and run in interpret mode; not run on a GPU.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,24 +16,25 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention import triton_backward
-from pallas_kernels.attention.bias import Buckets
+from pallas_kernels.attention.bias import Alibi, Buckets
 from pallas_kernels.attention.spec import AttentionSpec
 from pallas_kernels.attention.triton_tiles import (
   AFTER,
   BEFORE,
   NARROWEST,
   NEAR,
+  Added,
   Rule,
   Seen,
   Tile,
   Tiles,
   across,
   added,
+  as_read,
   bounds,
   cost,
   down,
   filled,
-  filled_diagonals,
   in_order,
   loaded,
   loaded_side,
@@ -82,12 +84,19 @@ def attention(
   queries, keys, shared = q.shape[1], k.shape[1], k.shape[2]
   tiles = default_tiles(q, k, spec) if tiles is None else tiles
   rule = Rule(spec.scale, spec.soft_cap, reach(spec.bias) if isinstance(spec.bias, Buckets) else None, tiles)
-  diagonals = spec.diagonals(queries, keys)
-  if diagonals is not None:
-    diagonals = diagonals.astype(jnp.float32).reshape(diagonals.shape[0], shared, -1, diagonals.shape[2])
   grouped = q.reshape(*q.shape[:2], shared, -1, q.shape[3])
   who = seen(spec, queries, keys, tiles.whole, rule.reach)
-  return _attention(grouped, k, v, diagonals, who, rule).reshape(q.shape)
+  return _attention(grouped, k, v, _added(spec, queries, keys, shared), who, rule).reshape(q.shape)
+
+
+def _added(spec: AttentionSpec, queries: int, keys: int, shared: int) -> Added:
+  if isinstance(spec.bias, Alibi):
+    slopes = jax.lax.stop_gradient(jnp.asarray(spec.bias.slopes, jnp.float32))
+    return Added(None, slopes.reshape(1, shared, -1, 1))
+  diagonals = spec.diagonals(queries, keys)
+  if diagonals is None:
+    return Added(None, None)
+  return Added(diagonals.astype(jnp.float32).reshape(diagonals.shape[0], shared, -1, diagonals.shape[2]), None)
 
 
 def refusal(q, k, v, spec) -> str | None:
@@ -106,38 +115,41 @@ def default_tiles(q, k, spec: AttentionSpec) -> Tiles:
   features = tuple(name for name in spec.features if name in ("segments", "causal", "bias:Buckets", "bias:Alibi"))
   warps = 4 if size <= 64 else 8
   narrow = 64 if size <= 128 and not wide else 32
+  low = narrow if wide else 64
   defaults = {
-    "forward": Tile(64 if wide else 128, narrow, warps, 2 if wide else 3),
-    "of_queries": Tile(narrow if wide else 64, narrow, warps, 2),
-    "of_keys": Tile(narrow if wide else 64, narrow, warps, 2),
+    "forward": Tile(64 if size <= 128 else 32, narrow, warps, 2) if wide else Tile(128, narrow, 8, 3),
+    "of_queries": Tile(low, narrow, warps, 2),
+    "of_keys": Tile(low, narrow, warps, 2),
     "of_bias": Tile(narrow, narrow, 4, 2),
   }
   short = lambda block, n: min(block, max(NARROWEST, pl.next_power_of_2(n)))
 
   def cut(name: str, tile: Tile) -> Tile:
     found = Tile(**tuned(f"attention_triton_{name}", vars(tile), q.dtype, size, length, features))
-    return Tile(short(found.block_q, q.shape[1]), short(found.block_k, k.shape[1]), found.num_warps, found.num_stages)
+    return replace(found, block_q=short(found.block_q, q.shape[1]), block_k=short(found.block_k, k.shape[1]))
 
-  return Tiles(**{name: cut(name, tile) for name, tile in defaults.items()})
+  tiles = Tiles(**{name: cut(name, tile) for name, tile in defaults.items()})
+  side = min(tiles.of_bias.block_q, tiles.of_bias.block_k)
+  return replace(tiles, of_bias=replace(tiles.of_bias, block_q=side, block_k=side))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q, k, v, diagonals, who: Seen, rule: Rule):
-  return _forward(q, k, v, diagonals, who, rule)[0]
+def _attention(q, k, v, bias: Added, who: Seen, rule: Rule):
+  return _forward(q, k, v, bias, who, rule)[0]
 
 
-def _forward(q, k, v, diagonals, who: Seen, rule: Rule):
+def _forward(q, k, v, bias: Added, who: Seen, rule: Rule):
   """Output [batch, query, kv_heads, group, d_kv] and log2-sum-exp2 [batch, kv_heads, group, query]; infinite where a
   query sees nothing."""
   tile = rule.tiles.forward
   limits = bounds(*visited(who, q.shape[1], k.shape[1], tile))
-  by_diagonal = filled_diagonals(diagonals, q.shape[1], k.shape[1], rule.tiles.whole)
-  return on("cuda", partial(_call, rule), q, k, v, by_diagonal, who, limits)
+  read = as_read(bias, q.shape[1], k.shape[1], rule.tiles.whole)
+  return on("cuda", partial(_call, rule), q, k, v, read, who, limits)
 
 
-def _forward_kept(q, k, v, diagonals, who, rule):
-  y, log_sums = _forward(q, k, v, diagonals, who, rule)
-  return y, (q, k, v, diagonals, who, y, log_sums)
+def _forward_kept(q, k, v, bias, who, rule):
+  y, log_sums = _forward(q, k, v, bias, who, rule)
+  return y, (q, k, v, bias, who, y, log_sums)
 
 
 def _backward(rule, kept, dy):
@@ -147,7 +159,7 @@ def _backward(rule, kept, dy):
 _attention.defvjp(_forward_kept, _backward)
 
 
-def _call(rule: Rule, q, k, v, diagonals, who: Seen, limits, interpret: bool):
+def _call(rule: Rule, q, k, v, bias: Added, who: Seen, limits, interpret: bool):
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.forward
   row, of = lambda i, h, b: b, lambda i, h, b: jax.lax.div(h, group)
@@ -160,7 +172,7 @@ def _call(rule: Rule, q, k, v, diagonals, who: Seen, limits, interpret: bool):
       taken(q, row, None, of, member),
       taken(k, row, None, of),
       taken(v, row, None, of),
-      taken_all(diagonals, row, of, member),
+      taken_all(bias, row, of, member),
       taken_all(who, row),
       taken(limits, row, lambda i, h, b: i),
     ),
@@ -170,10 +182,10 @@ def _call(rule: Rule, q, k, v, diagonals, who: Seen, limits, interpret: bool):
     cost_estimate=cost(2, q, k, (q, k, v, q)),
     interpret=interpret,
     name="attention_triton_forward",
-  )(q, k, v, diagonals, who, limits)
+  )(q, k, v, bias, who, limits)
 
 
-def _kernel(rule: Rule, q_ref, k_ref, v_ref, diagonals, who: Seen, limits, y_ref, log_sums_ref):
+def _kernel(rule: Rule, q_ref, k_ref, v_ref, added_refs: Added, who: Seen, limits, y_ref, log_sums_ref):
   """One block of queries."""
   block_q, block_k = rule.tiles.forward.block_q, rule.tiles.forward.block_k
   start_q, more_q = pl.program_id(0) * block_q, filled(q_ref.shape[0], rule.tiles.whole)
@@ -184,7 +196,7 @@ def _kernel(rule: Rule, q_ref, k_ref, v_ref, diagonals, who: Seen, limits, y_ref
     highest, total, sums = carry
     start_k = block * block_k
     keys = across(loaded_side(who.keys, start_k, block_k))
-    bias = added(diagonals, kind, queries[1], keys[1], more_q)
+    bias = added(added_refs, kind, queries[1], keys[1], more_q)
     product = pl.dot(q, loaded(k_ref, start_k, block_k), trans_b=True)
     scores, _ = scored(product, rule, queries, keys, bias)
     higher = jnp.maximum(highest, scores.max(1))

@@ -22,16 +22,17 @@ from pallas_kernels.attention.triton_tiles import (
   AFTER,
   BEFORE,
   NEAR,
+  Added,
   Rule,
   Seen,
   across,
   added,
+  as_read,
   bounds,
   cost,
   down,
   extent,
   filled,
-  filled_diagonals,
   in_order,
   loaded,
   loaded_side,
@@ -48,26 +49,26 @@ BAND = 16  # tiles of a band that one program adds up
 
 
 def gradients(rule: Rule, kept, dy):
-  """Those of q, k, v and diagonals.
+  """Those of q, k, v and the bias; slopes get none.
 
   Args:
-    kept: (q, k, v, diagonals, who, y, log_sums) of the forward kernel. q and y are [batch, query, kv_heads, group,
-      d_kv], k and v [batch, key, kv_heads, d_kv], diagonals [#batch, kv_heads, group, diagonal] in float32 or None,
-      log_sums [batch, kv_heads, group, query].
+    kept: (q, k, v, bias, who, y, log_sums) of the forward kernel. q and y are [batch, query, kv_heads, group, d_kv], k
+      and v [batch, key, kv_heads, d_kv], log_sums [batch, kv_heads, group, query].
     dy: as y.
   """
-  q, k, v, diagonals, who, y, log_sums = kept
+  q, k, v, bias, who, y, log_sums = kept
   queries, keys = q.shape[1], k.shape[1]
   inner = jnp.einsum("bqgrd,bqgrd->bgrq", dy, y, preferred_element_type=jnp.float32)
-  given = (q, k, v, dy, log_sums, inner, filled_diagonals(diagonals, queries, keys, rule.tiles.whole), who)
+  given = (q, k, v, dy, log_sums, inner, as_read(bias, queries, keys, rule.tiles.whole), who)
   by_rows = bounds(*visited(who, queries, keys, rule.tiles.of_queries))
   there, before, after = (jnp.swapaxes(x, 1, 2) for x in visited(who, queries, keys, rule.tiles.of_keys))
   dq, far = on("cuda", partial(_of_queries, rule), *given, by_rows)
   dk, dv = on("cuda", partial(_of_keys, rule), *given, bounds(there, after, before))
-  return dq, dk, dv, None if diagonals is None else _of_diagonals(rule, diagonals, far, *given)
+  of_bias = None if bias.diagonals is None else Added(_of_diagonals(rule, bias.diagonals, far, *given), None)
+  return dq, dk, dv, of_bias
 
 
-def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, diagonals, who: Seen, limits, interpret: bool):
+def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, limits, interpret: bool):
   """dq; and where the bias has far values, the gradients of both by block of queries."""
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.of_queries
@@ -85,17 +86,17 @@ def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, diagonals, who: Seen, 
       taken(dy, row, None, of, member),
       taken(log_sums, row, of, member),
       taken(inner, row, of, member),
-      taken_all(diagonals, row, of, member),
+      taken_all(bias, row, of, member),
       taken_all(who, row),
       taken(limits, row, place),
     ),
     out_specs=(taken(q, row, None, of, member), taken_all(far, row, of, member, place)),
     out_shape=shapes,
     compiler_params=tile.parameters,
-    cost_estimate=cost(3, q, k, (q, k, v, dy, log_sums, inner, diagonals, who, shapes)),
+    cost_estimate=cost(3, q, k, (q, k, v, dy, log_sums, inner, bias, who, shapes)),
     interpret=interpret,
     name="attention_triton_of_queries",
-  )(q, k, v, dy, log_sums, inner, diagonals, who, limits)
+  )(q, k, v, dy, log_sums, inner, bias, who, limits)
 
 
 def _places(group: int):
@@ -105,7 +106,7 @@ def _places(group: int):
 
 
 def _of_queries_kernel(
-  rule: Rule, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, diagonals, who: Seen, limits, dq_ref, far_ref
+  rule: Rule, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs: Added, who: Seen, limits, dq_ref, far_ref
 ):
   """One block of queries."""
   block_q, block_k = rule.tiles.of_queries.block_q, rule.tiles.of_queries.block_k
@@ -120,7 +121,7 @@ def _of_queries_kernel(
     start_k = block * block_k
     k, v = loaded(k_ref, start_k, block_k), loaded(v_ref, start_k, block_k)
     keys = across(loaded_side(who.keys, start_k, block_k))
-    bias = added(diagonals, kind, queries[1], keys[1], more_q)
+    bias = added(added_refs, kind, queries[1], keys[1], more_q)
     scores, slope = scored(pl.dot(q, k, trans_b=True), rule, queries, keys, bias)
     ds = jnp.exp2(scores - log_sum) * (pl.dot(dy, v, trans_b=True) - inner_block)
     if who.edges is not None:
@@ -146,7 +147,7 @@ def _with_far(far, kind: int, ds, relative, edges):
   return before + jnp.where(relative <= edges[0], ds, 0).sum(1), after + jnp.where(relative >= edges[1], ds, 0).sum(1)
 
 
-def _of_keys(rule: Rule, q, k, v, dy, log_sums, inner, diagonals, who: Seen, limits, interpret: bool):
+def _of_keys(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, limits, interpret: bool):
   """dk and dv."""
   tile = rule.tiles.of_keys
   place, row, of = lambda i, h, b: i, lambda i, h, b: b, lambda i, h, b: h
@@ -161,21 +162,21 @@ def _of_keys(rule: Rule, q, k, v, dy, log_sums, inner, diagonals, who: Seen, lim
       taken(dy, row, None, of),
       taken(log_sums, row, of),
       taken(inner, row, of),
-      taken_all(diagonals, row, of),
+      taken_all(bias, row, of),
       taken_all(who, row),
       taken(limits, row, place),
     ),
     out_specs=tuple(taken(x, row, None, of) for x in shapes),
     out_shape=shapes,
     compiler_params=tile.parameters,
-    cost_estimate=cost(4, q, k, (q, k, v, dy, log_sums, inner, diagonals, who, shapes)),
+    cost_estimate=cost(4, q, k, (q, k, v, dy, log_sums, inner, bias, who, shapes)),
     interpret=interpret,
     name="attention_triton_of_keys",
-  )(q, k, v, dy, log_sums, inner, diagonals, who, limits)
+  )(q, k, v, dy, log_sums, inner, bias, who, limits)
 
 
 def _of_keys_kernel(
-  rule: Rule, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, diagonals, who: Seen, limits, dk_ref, dv_ref
+  rule: Rule, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs: Added, who: Seen, limits, dk_ref, dv_ref
 ):
   """One block of keys; tiles lie with keys down, so that weights are the left operand as they are."""
   block_q, block_k = rule.tiles.of_keys.block_q, rule.tiles.of_keys.block_k
@@ -191,7 +192,7 @@ def _of_keys_kernel(
       queries = across(loaded_side(who.queries, start_q, block_q))
       log_sum = loaded_vector(log_sums, start_q, block_q, jnp.inf, member)[None]
       inner_block = loaded_vector(inner, start_q, block_q, 0.0, member)[None]
-      bias = added(diagonals, kind, queries[1], keys[1], more_q, member)
+      bias = added(added_refs, kind, queries[1], keys[1], more_q, member)
       scores, slope = scored(pl.dot(k, q, trans_b=True), rule, queries, keys, bias)
       weights = jnp.exp2(scores - log_sum)
       dv = dv + pl.dot(weights.astype(dy.dtype), dy)
@@ -207,11 +208,11 @@ def _of_keys_kernel(
   stored(dv_ref, start_k, block_k, dv)
 
 
-def _of_diagonals(rule: Rule, wanted, far, q, k, v, dy, log_sums, inner, diagonals, who: Seen):
+def _of_diagonals(rule: Rule, wanted, far, q, k, v, dy, log_sums, inner, bias: Added, who: Seen):
   """Gradient of `wanted`, the diagonals as they came."""
   queries, block = q.shape[1], rule.tiles.of_bias.block_q
   limits = _bands(rule, who, queries, k.shape[1])
-  tiles = on("cuda", partial(_of_bands, rule), q, k, v, dy, log_sums, inner, diagonals, who, limits)
+  tiles = on("cuda", partial(_of_bands, rule), q, k, v, dy, log_sums, inner, bias, who, limits)
   lead = (0, 1) if wanted.shape[0] == 1 else (1,)
   tiles = tiles.sum(lead, keepdims=True)[:, 0]  # [#batch, kv_heads, group, band, block, block]
   like = jax.ShapeDtypeStruct((*tiles.shape[:-2], 2 * block - 1), tiles.dtype)
@@ -256,7 +257,7 @@ def _bands(rule: Rule, who: Seen, queries: int, keys: int) -> Int[Array, "#batch
 
 
 def _of_bands(
-  rule: Rule, q, k, v, dy, log_sums, inner, diagonals, who: Seen, limits, interpret: bool
+  rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, limits, interpret: bool
 ) -> Float[Array, "batch part kv_heads group band block block"]:
   """dS of bands of tiles, summed over up to `BAND` tiles of each."""
   batch, queries, shared, group, _ = q.shape
@@ -277,21 +278,21 @@ def _of_bands(
       taken(dy, row, None, of, member),
       taken(log_sums, row, of, member),
       taken(inner, row, of, member),
-      taken(diagonals, row, of, member),
+      taken_all(bias, row, of, member),
       taken_all(who, row),
       taken(limits, row, band),
     ),
     out_specs=taken(sums, row, part, of, member, band),
     out_shape=sums,
     compiler_params=tile.parameters,
-    cost_estimate=cost(2, q, k, (q, k, v, dy, log_sums, inner, diagonals, who, sums)),
+    cost_estimate=cost(2, q, k, (q, k, v, dy, log_sums, inner, bias, who, sums)),
     interpret=interpret,
     name="attention_triton_of_bias",
-  )(q, k, v, dy, log_sums, inner, diagonals, who, limits)
+  )(q, k, v, dy, log_sums, inner, bias, who, limits)
 
 
 def _of_bands_kernel(
-  rule: Rule, parts: int, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, diagonals, who: Seen, limits, sums_ref
+  rule: Rule, parts: int, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs: Added, who: Seen, limits, sums_ref
 ):
   """A part of one band."""
   block = rule.tiles.of_bias.block_q
@@ -302,7 +303,7 @@ def _of_bands_kernel(
     queries = down(loaded_side(who.queries, start_q, block))
     keys = across(loaded_side(who.keys, start_k, block))
     product = pl.dot(loaded(q_ref, start_q, block), loaded(k_ref, start_k, block), trans_b=True)
-    bias = added(diagonals, NEAR, queries[1], keys[1], more_q)
+    bias = added(added_refs, NEAR, queries[1], keys[1], more_q)
     scores, _ = scored(product, rule, queries, keys, bias)
     weights = jnp.exp2(scores - loaded_vector(log_sums, start_q, block, jnp.inf)[:, None])
     dw = pl.dot(loaded(dy_ref, start_q, block), loaded(v_ref, start_k, block), trans_b=True)

@@ -48,6 +48,13 @@ class Keys(NamedTuple):
   segments: Int[Array, "batch key"] | None
 
 
+class Added(NamedTuple):
+  """A bias, as kernels read it: by key index minus query index, at most one of both."""
+
+  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None
+  slopes: Float[Array, "1 kv_heads group 1"] | None
+
+
 class Seen(NamedTuple):
   """Who sees whom, and where the bias is one value: at key index minus query index at most edges[0], or at least
   edges[1]."""
@@ -73,7 +80,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-  """A cut for each kernel."""
+  """A cut for each kernel; that of the bias into squares."""
 
   forward: Tile
   of_queries: Tile
@@ -190,14 +197,13 @@ def bounds(there, first_kind, last_kind) -> Int[Array, "*lead 4"]:
   return jnp.stack([start, near, far, stop], -1).astype(jnp.int32)
 
 
-def filled_diagonals(
-  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None, queries: int, keys: int, whole: int
-) -> Float[Array, "#batch kv_heads group more"] | None:
-  """Diagonals in units of log 2, with those of what is beyond the ends, up to a multiple of `whole`."""
-  if diagonals is None:
-    return None
-  more = (filled(queries, whole) - queries, filled(keys, whole) - keys)
-  return jnp.pad(diagonals * LOG2E, ((0, 0),) * 3 + (more,), mode="edge")
+def as_read(bias: Added, queries: int, keys: int, whole: int) -> Added:
+  """A bias in units of log 2, with diagonals of what is beyond the ends, up to a multiple of `whole`."""
+  more = ((0, 0), (0, 0), (0, 0), (filled(queries, whole) - queries, filled(keys, whole) - keys))
+  return Added(
+    None if bias.diagonals is None else jnp.pad(bias.diagonals * LOG2E, more, mode="edge"),
+    None if bias.slopes is None else bias.slopes * LOG2E,
+  )
 
 
 def in_order(kinds, limits, body, carry):
@@ -322,20 +328,24 @@ def visible(queries: Queries, keys: Keys, index: Int[Array, "#row #column"]) -> 
   return functools.reduce(operator.and_, parts) if parts else None
 
 
-def added(diagonals, kind: int, query_index, key_index, queries: int, *head):
-  """The bias of a tile in units of log 2: a value, values by diagonal, or None.
+def added(bias: Any, kind: int, query_index, key_index, queries: int, *head):
+  """What a tile's scores get, in units of log 2: a value, a tile of values, or None.
+
+  A line by key index minus query index does without the offset of queries: it adds the same to all scores of a query.
 
   Args:
-    diagonals: reference to [*head, diagonal], see `filled_diagonals`; None: no bias.
+    bias: `Added` of references to [*head, diagonal] and [*head, 1], see `as_read`.
     queries: how many there are, filled up.
   """
-  if diagonals is None:
+  if bias.slopes is not None:
+    return bias.slopes[(*head, 0)] * (key_index - query_index).astype(jnp.float32)
+  if bias.diagonals is None:
     return None
   if kind == BEFORE:
-    return diagonals[(*head, 0)]
+    return bias.diagonals[(*head, 0)]
   if kind == AFTER:
-    return diagonals[(*head, diagonals.shape[-1] - 1)]
-  return plgpu.load(diagonals.at[(*head, key_index - query_index + (queries - 1))])
+    return bias.diagonals[(*head, bias.diagonals.shape[-1] - 1)]
+  return plgpu.load(bias.diagonals.at[(*head, key_index - query_index + (queries - 1))])
 
 
 def cost(products: int, q, k, arrays: Any) -> pl.CostEstimate:

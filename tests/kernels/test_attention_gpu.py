@@ -76,6 +76,12 @@ def test_bands_far_from_the_diagonal():
   check({"triton": TRITON}, (q, k, v, spec))
 
 
+@pytest.mark.parametrize("queries, keys", [(1, 130), (130, 20)])
+def test_default_tiles_of_unequal_lengths(queries, keys):
+  q, k, v, _ = case_of(11, queries=queries, keys=keys)
+  check({"triton": triton.attention}, (q, k, v, AttentionSpec(bias=Buckets(TABLE, True, 16), offset=np.int32(9))))
+
+
 def test_segments_are_isolated():
   """Changing one segment leaves the outputs and the gradients of every other one bitwise equal."""
   segments = jnp.array([[1] * 40 + [2] * 17 + [3] * 15 + [0] * 8] * 2)
@@ -164,8 +170,8 @@ def test_lowers_for_cuda(size, dtype):
 
 
 def test_frozen_biases_take_no_kernel():
-  """ALiBi's slopes get no gradient: nothing of its kernel is left in the program."""
-  make_spec = lambda table, segments: AttentionSpec(bias=Alibi(table[0]))
+  """Where a table is not tuned, nothing of its gradient's kernel is left in the program."""
+  make_spec = lambda table, segments: AttentionSpec(bias=Buckets(jax.lax.stop_gradient(table), True, 128))
   _, both, shapes = programs(1, 64, 2, 2, 16, jnp.bfloat16, make_spec)
   compiled = jax.jit(both).lower(*shapes).compile().as_text()
   assert "attention_triton_of_keys" in compiled and "attention_triton_of_bias" not in compiled
