@@ -4,6 +4,7 @@ Caccia et al. 2023, arXiv 2211.03831; Poly (Ponti et al. 2023, arXiv 2202.13914)
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import gin
 import jax
@@ -104,9 +105,10 @@ class MHR(nnx.Module):
         "them over `tensor`.",
         hint="bind mesh.tensor = 1, or leave routed_projection.impl out.",
       )
+    call = partial(routed_projection, impl=impl)
     if ids is None:
-      return over_rows(lambda x, w, *rest: routed_projection(x, *rest, w, impl=impl), (x, w), (kernel, a, b))
-    return over_rows(lambda x, ids, *rest: routed_projection(x, *rest, ids, impl=impl), (x, ids), (kernel, a, b, w))
+      return over_rows(lambda x, w, kernel, a, b: call(x, kernel, a, b, w), (x, w), (kernel, a, b))
+    return over_rows(lambda x, ids, kernel, a, b, w: call(x, kernel, a, b, w, ids), (x, ids), (kernel, a, b, w))
 
 
 def router_init(key, shape, dtype=jnp.float32) -> Float[Array, "task split skill"]:

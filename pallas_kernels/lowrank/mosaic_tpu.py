@@ -17,6 +17,7 @@ come out of the same pass as the gradient to x. W's is left to XLA, which drops 
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -385,5 +386,5 @@ def _dot(x, y, of_x: int, of_y: int):
   return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _parameters(*semantics: str) -> pltpu.CompilerParams:
+def _parameters(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_BYTES)
