@@ -33,6 +33,8 @@ BACKENDS = {
   "splash": "pallas_kernels.attention.splash",
   "triton": "pallas_kernels.attention.triton",
   "cudnn": "pallas_kernels.attention.cudnn",
+  "decode_tpu": "pallas_kernels.attention.decode_tpu",
+  "decode_triton": "pallas_kernels.attention.decode_triton",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
 PARTITIONED = ("reference", "xla", "xla_chunked")  # the compiler splits these over a mesh; the others: sharded.py
