@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -76,6 +77,20 @@ def test_a_run_ends_with_a_protocol(folder):
   assert {row["method"] for row in rows} == CELLS and {row["seed"] for row in rows} == {1}
   assert {row["level"] for row in rows} == {"task", "instance"}
   assert {each.split for each in run.evaluated if each.stage == "protocol"} == {"train", "heldout"}
+
+
+def test_the_same_command_judges_nothing_again_until_it_trains_on(folder, mtx):
+  """A model that is loaded is the one that was trained, bit for bit; two more updates make another one."""
+  shutil.copytree(folder / "lora", folder / "again")
+  words = ["train", "--gin_file=run.gin", "--gin.train.run_dir=again", "--gin.train.seed=1"]
+  words += ["--gin.train.stages=[@lora/stage(), @protocol()]"]
+  files = sorted((folder / "again" / "protocol").rglob("*.jsonl"))
+  stamps = [file.stat().st_mtime_ns for file in files]
+  code, text = mtx(*words)
+  assert code == 0 and "judged anew" not in text and [file.stat().st_mtime_ns for file in files] == stamps
+  code, text = mtx(*words, "--gin.lora/stage.steps=4")
+  assert code == 0 and "protocol: the model is not the one that was judged before; it is judged anew" in text
+  assert all(file.stat().st_mtime_ns > stamp for file, stamp in zip(files, stamps, strict=True))
 
 
 def test_two_models_on_one_grid(folder, mtx):
