@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention import mosaic_tpu_masks as masks
 from pallas_kernels.attention.mosaic_tpu_backward import backward, on_chip
-from pallas_kernels.attention.mosaic_tpu_forward import LOG2_E, Blocks, Plan, forward
+from pallas_kernels.attention.mosaic_tpu_forward import Blocks, Plan, forward
 from pallas_kernels.attention.spec import FEATURES, AttentionSpec
 from pallas_kernels.platforms import on
 from pallas_kernels.tuning.lookup import tuned
@@ -26,6 +26,8 @@ HONOURED = tuple(name for name in FEATURES if name != "bias:DenseBias")
 LANES = 128
 # Of the 60 MB that a kernel may take, what is left beside blocks and scores.
 ON_CHIP = 40 * 2**20
+# Of 1 MB of scalar memory, half, for two numbers a block.
+SCALARS = 2**16
 
 
 def attention(
@@ -78,18 +80,17 @@ def _attend(q, k, v, diagonals, hides, visits, backward_visits, plan: Plan):
 
 
 def _kept(q, k, v, diagonals, hides, visits, backward_visits, plan: Plan):
-  in_base_2 = None if diagonals is None else diagonals * LOG2_E
-  y, log_sums = on("tpu", partial(forward, plan=plan), q, k, v, in_base_2, hides, visits)
-  return y, (q, k, v, in_base_2, hides, backward_visits, y, log_sums)
+  y, log_sums = on("tpu", partial(forward, plan=plan), q, k, v, diagonals, hides, visits)
+  return y, (q, k, v, diagonals, hides, backward_visits, y, log_sums)
 
 
 def _gradients(plan: Plan, kept, dy):
-  q, k, v, in_base_2, hides, visits, y, log_sums = kept
+  q, k, v, diagonals, hides, visits, y, log_sums = kept
   inner = jnp.einsum("bhqd,bhqd->bhq", y, dy, preferred_element_type=jnp.float32)[:, :, None]
   # Of whole blocks' queries + keys places the forward kernel leaves the last one, and so does this one.
   turned = lambda x: jnp.pad(x[..., -2::-1], ((0, 0), (0, 0), (0, 0), (0, 1)))
-  diagonals = None if in_base_2 is None else turned(in_base_2)
-  dq, dk, dv, *rest = on("tpu", partial(backward, plan=plan), q, k, v, dy, log_sums, inner, diagonals, hides, visits)
+  operands = (q, k, v, dy, log_sums, inner, None if diagonals is None else turned(diagonals), hides, visits)
+  dq, dk, dv, *rest = on("tpu", partial(backward, plan=plan), *operands)
   return dq, dk, dv, turned(rest[0]) if rest else None, None, None, None
 
 
@@ -103,6 +104,9 @@ def refusal(q, k, v, spec: AttentionSpec) -> str | None:
     return f"heads of size {d}, where it takes multiples of 8 up to 256"
   if q.dtype not in (jnp.bfloat16, jnp.float32) or k.dtype != q.dtype or v.dtype != q.dtype:
     return f"q, k, v of {q.dtype}, {k.dtype}, {v.dtype}, where it takes bfloat16 or float32, the same of all"
+  blocks = q.shape[0] * -(-queries // _sizes("attention_tpu_forward", q, k, spec)[0])
+  if blocks > SCALARS:
+    return f"{blocks} blocks of queries in all rows, where scalar memory has room for {SCALARS}"
   columns = (spec.query_segments is not None) + 1
   needed = on_chip(queries, keys, d, q.dtype, columns, spec.bias is not None)
   if needed > ON_CHIP:

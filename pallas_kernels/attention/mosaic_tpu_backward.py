@@ -50,7 +50,7 @@ def backward(
 
   Args:
     log_sums: as the forward kernel gives them. inner: of each query, output times its gradient.
-    diagonals: in base 2, from the last key's and first query's on: the reverse of what the forward kernel reads.
+    diagonals: from the last key's and first query's on: the reverse of what the forward kernel reads.
   """
   batch, heads, queries, d = q.shape
   shared, keys = k.shape[1:3]
@@ -60,8 +60,8 @@ def backward(
   head = lambda h, g: h * groups + g
 
   def key_block(b, i, j, visits):
-    first, last = visits[2:]
-    return jnp.maximum(jnp.minimum(j, last[b, i]), first[b, i])
+    first, last = (x[b * (queries // block_q) + i] for x in visits[2:])
+    return jnp.maximum(jnp.minimum(j, last), first)
 
   of_queries = lambda h, b, g, i, j, *visits: (b, head(h, g), i, 0)
   of_keys = lambda h, b, g, i, j, *visits: (b, h, key_block(b, i, j, visits), 0)
@@ -180,7 +180,9 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, keys: int, together:
   def start_queries():
     dq_sums[...] = jnp.zeros_like(dq_sums)
 
-  @pl.when((first[b, i] <= j) & (j <= last[b, i]))
+  row = b * query_blocks + i
+
+  @pl.when((first[row] <= j) & (j <= last[row]))
   def visit():
     block = block_of_keys(j)
     start = bias = None
@@ -199,7 +201,7 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, keys: int, together:
       key_segments=None if segments is None else segments[block, :1],
     )
     s, capped = scores(k[0, 0], q[0, 0], bias, mask, plan)
-    weights = jnp.exp2(s - log_sums[0, 0])
+    weights = jnp.exp(s - log_sums[0, 0])
     dv_sums[block, :] += dot(weights.astype(dy.dtype), dy[0, 0], 1, 0)
     ds = weights * (dot(v[0, 0], dy[0, 0], 1, 1) - inner[0, 0])
     if strip_sums is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import log2
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +14,7 @@ from pallas_kernels.attention import mosaic_tpu_bias as toeplitz
 from pallas_kernels.attention.mosaic_tpu_masks import Seen, Visits, allowed, column
 
 LANES = 128
-LOG2_E = log2(2.718281828459045)
-# Of scores in base 2. What is hidden lies so far below the lowest maximum that its weight is 0, in rows that see
+# What is hidden lies so far below the lowest maximum that its weight is 0, in rows that see
 # nothing too.
 LOWEST = -1e30
 HIDDEN = -2e30
@@ -55,7 +53,7 @@ class Scratch(NamedTuple):
 
 
 def scores(q, k, bias, mask, plan: Plan):
-  """(scores in base 2 with bias, hidden ones low; tanh of the capped score or None) of one block, in float32.
+  """(scores with bias, hidden ones low; tanh of the capped score or None) of one block, in float32.
 
   Args:
     q, k: the operand whose rows are the block's rows comes first.
@@ -64,9 +62,9 @@ def scores(q, k, bias, mask, plan: Plan):
   capped = None
   if plan.soft_cap:
     capped = jnp.tanh(products * (plan.scale / plan.soft_cap))
-    products = capped * (plan.soft_cap * LOG2_E)
-  else:
-    products = products * (plan.scale * LOG2_E)
+    products = capped * plan.soft_cap
+  elif plan.scale != 1.0:
+    products = products * plan.scale
   if bias is not None:
     products = products + bias
   return (products if mask is None else jnp.where(mask, products, HIDDEN)), capped
@@ -95,22 +93,21 @@ def forward(
   plan: Plan,
   interpret: Any,
 ) -> tuple[Float[Array, "batch heads query d_kv"], Float[Array, "batch heads 1 query"]]:
-  """Output, and log2 of each query's sum of exponentials; lengths are of whole blocks.
+  """Output, and the log of each query's sum of exponentials; lengths are of whole blocks.
 
   Args:
-    diagonals: query + key of them, in base 2; the last one is not read.
+    diagonals: query + key of them; the last one is not read.
   """
   batch, heads, queries, d = q.shape
   keys, groups = k.shape[2], heads // k.shape[1]
   block_q, block_k, visited = plan.forward
-  # The lanes that values leave idle hold ones: their products with the weights are the sums of the weights.
+  # The lanes that values leave idle hold ones in the product: what comes out there are the sums of the weights.
   spare = -d % LANES
-  v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, spare)), constant_values=1)
   by_row = diagonals is not None and diagonals.shape[0] > 1
 
   def key_block(b, i, j, visits):
-    first, last = visits[2:]
-    return jnp.maximum(jnp.minimum(j, last[b, i]), first[b, i])
+    first, last = (x[b * (queries // block_q) + i] for x in visits[2:])
+    return jnp.maximum(jnp.minimum(j, last), first)
 
   of_queries = lambda h, b, i, j, *visits: (b, h, i, 0)
   of_keys = lambda h, b, i, j, *visits: (b, jax.lax.div(h, groups), key_block(b, i, j, visits), 0)
@@ -122,7 +119,7 @@ def forward(
   in_specs = (
     pl.BlockSpec((1, 1, block_q, d), of_queries),
     pl.BlockSpec((1, 1, block_k, d), of_keys),
-    pl.BlockSpec((1, 1, block_k, d + spare), of_keys),
+    pl.BlockSpec((1, 1, block_k, d), of_keys),
     given(diagonals, (1, 1, 1, queries + keys), of_head),
     Seen(
       given(hides.first, (1, 1, block_k), one_row_of_keys if for_all else row_of_keys),
@@ -192,7 +189,9 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, queries: int, by_row
     if segments is not None:
       segments[...] = column(hides.query_segments[0], segments.shape[1])
 
-  @pl.when((first[b, i] <= j) & (j <= last[b, i]))
+  row = b * pl.num_programs(2) + i
+
+  @pl.when((first[row] <= j) & (j <= last[row]))
   def visit():
     bias = None
     if strip is not None:
@@ -211,12 +210,15 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, queries: int, by_row
     s, _ = scores(q[0, 0], k[0, 0], bias, mask, plan)
     before = highest[...]
     higher = jnp.maximum(before, s.max(1, keepdims=True))
-    weights = jnp.exp2(s - _wide(higher, block_k))
-    kept = jnp.exp2(before - higher)
+    weights = jnp.exp(s - _wide(higher, block_k))
+    kept = jnp.exp(before - higher)
     highest[...] = higher
     if total is not None:
       total[...] = total[...] * kept + weights.sum(1, keepdims=True)
-    part = dot(weights.astype(v.dtype), v[0, 0], 1, 0)
+    values = v[0, 0]
+    if total is None:
+      values = jnp.concatenate([values, jnp.ones((block_k, sums.shape[1] - d), v.dtype)], axis=1)
+    part = dot(weights.astype(v.dtype), values, 1, 0)
     sums[...] = sums[...] * _wide(kept, sums.shape[1]) + part
 
   @pl.when(j == pl.num_programs(3) - 1)
@@ -225,7 +227,7 @@ def _kernel(offset, window, first, last, *refs, plan: Plan, queries: int, by_row
     weight = added[:, d : d + 1] if total is None else total[:, :1]
     weight = jnp.where(weight > 0, weight, 1)
     y[0, 0] = (added[:, :d] / weight).astype(y.dtype)
-    log_sums[0, 0] = jnp.transpose(highest[...] + jnp.log2(weight))[:1]
+    log_sums[0, 0] = jnp.transpose(highest[...] + jnp.log(weight))[:1]
 
 
 def _wide(x: Num[Array, "n lanes"], width: int) -> Num[Array, "n width"]:

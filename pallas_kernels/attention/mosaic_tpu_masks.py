@@ -35,13 +35,14 @@ class Visits(NamedTuple):
   Attributes:
     offset: index of each row's first query.
     window: how far back a query sees; not read where nothing limits it.
-    first, last: blocks of keys between which all lie that a block of queries sees something of; (0, -1): none.
+    first, last: blocks of keys between which all lie that a row's block of queries sees something of; (0, -1): none.
+      In one dimension, which scalar memory does not pad.
   """
 
   offset: Int[Array, " batch"]
   window: Int[Array, "1"]
-  first: Int[Array, "batch query_block"]
-  last: Int[Array, "batch query_block"]
+  first: Int[Array, " batch*query_block"]
+  last: Int[Array, " batch*query_block"]
 
 
 def seen(spec: AttentionSpec, keys: int, more_q: int, more_k: int) -> Seen:
@@ -84,7 +85,8 @@ def visits(spec: AttentionSpec, hides: Seen, batch: int, queries: int, keys: int
   any_worth = worth.any(-1)
   first = jnp.where(any_worth, jnp.argmax(worth, axis=-1), 0)
   last = jnp.where(any_worth, count - 1 - jnp.argmax(worth[..., ::-1], axis=-1), -1)
-  return Visits(offset, window[None], first.astype(jnp.int32), last.astype(jnp.int32))
+  flat = lambda x: x.astype(jnp.int32).reshape(-1)
+  return Visits(offset, window[None], flat(first), flat(last))
 
 
 def allowed(
