@@ -49,10 +49,11 @@ class Keys(NamedTuple):
 
 
 class Added(NamedTuple):
-  """A bias, as kernels read it: by key index minus query index, at most one of both."""
+  """A bias, as kernels read it: by key index minus query index, or written out; at most one of the three."""
 
-  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None
-  slopes: Float[Array, "1 kv_heads group 1"] | None
+  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None = None
+  slopes: Float[Array, "1 kv_heads group 1"] | None = None
+  dense: Float[Array, "#batch kv_heads group query key"] | None = None
 
 
 class Seen(NamedTuple):
@@ -198,11 +199,13 @@ def bounds(there, first_kind, last_kind) -> Int[Array, "*lead 4"]:
 
 
 def as_read(bias: Added, queries: int, keys: int, whole: int) -> Added:
-  """A bias in units of log 2, with diagonals of what is beyond the ends, up to a multiple of `whole`."""
+  """A bias with values by diagonal and slopes in units of log 2, and with diagonals of what is beyond the ends, up to a
+  multiple of `whole`."""
   more = ((0, 0), (0, 0), (0, 0), (filled(queries, whole) - queries, filled(keys, whole) - keys))
   return Added(
     None if bias.diagonals is None else jnp.pad(bias.diagonals * LOG2E, more, mode="edge"),
     None if bias.slopes is None else bias.slopes * LOG2E,
+    bias.dense,
   )
 
 
@@ -334,11 +337,13 @@ def added(bias: Any, kind: int, query_index, key_index, queries: int, *head):
   A line by key index minus query index does without the offset of queries: it adds the same to all scores of a query.
 
   Args:
-    bias: `Added` of references to [*head, diagonal] and [*head, 1], see `as_read`.
+    bias: `Added` of references to [*head, diagonal], [*head, 1] and [*head, query, key], see `as_read`.
     queries: how many there are, filled up.
   """
   if bias.slopes is not None:
     return bias.slopes[(*head, 0)] * (key_index - query_index).astype(jnp.float32)
+  if bias.dense is not None:
+    return LOG2E * _dense_tile(bias.dense, query_index, key_index, *head)
   if bias.diagonals is None:
     return None
   if kind == BEFORE:
@@ -346,6 +351,16 @@ def added(bias: Any, kind: int, query_index, key_index, queries: int, *head):
   if kind == AFTER:
     return bias.diagonals[(*head, bias.diagonals.shape[-1] - 1)]
   return plgpu.load(bias.diagonals.at[(*head, key_index - query_index + (queries - 1))])
+
+
+def _dense_tile(ref, query_index, key_index, *head) -> Float[Array, "row column"]:
+  """A tile of a written out bias, either way round, zeros beyond its ends."""
+  query, key = jnp.broadcast_arrays(query_index, key_index)
+  part = ref.at[(*head, query, key)]
+  queries, keys = ref.shape[-2:]
+  if queries % query_index.size == 0 and keys % key_index.size == 0:
+    return plgpu.load(part).astype(jnp.float32)
+  return plgpu.load(part, mask=(query < queries) & (key < keys), other=0.0).astype(jnp.float32)
 
 
 def cost(products: int, q, k, arrays: Any) -> pl.CostEstimate:

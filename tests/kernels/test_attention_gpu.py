@@ -26,19 +26,15 @@ TRITON = partial(triton.attention, tiles=SMALL)
 TABLE = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
 
 
-def honoured(case) -> bool:
-  return set(case[3].features) <= set(triton.HONOURED)
-
-
 @sweep(max_examples=12)
-@given(cases().filter(honoured))
+@given(cases())
 def test_triton_equals_the_reference(case):
   check({"triton": TRITON}, case)
 
 
 @pytest.mark.slow
 @sweep(max_examples=500)
-@given(cases().filter(honoured))
+@given(cases())
 def test_triton_equals_the_reference_at_length(case):
   check({"triton": TRITON}, case)
 
@@ -198,7 +194,6 @@ def test_what_triton_refuses():
   q, k, v, spec = case_of(7)
   told = lambda *case: refusal("triton", *case)
   assert told(q, k, v, spec) is None
-  assert "bias:DenseBias" in told(q, k, v, replace(spec, bias=DenseBias(jnp.zeros((4, 24, 40)))))
   assert "one dtype" in told(q.astype(jnp.bfloat16), k, v, spec)
   wide = [jnp.zeros((*x.shape[:3], 320)) for x in (q, k, v)]
   assert "up to 256, not 320" in told(*wide, spec)
