@@ -39,6 +39,7 @@ from pallas_kernels.attention.triton_tiles import (
   loaded,
   loaded_side,
   padded,
+  places,
   reach,
   scored,
   seen,
@@ -151,8 +152,7 @@ _attention.defvjp(_forward_kept, _backward)
 def _call(rule: Rule, q, k, v, bias: Added, who: Seen, limits, interpret: bool):
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.forward
-  row, of = lambda i, h, b: b, lambda i, h, b: jax.lax.div(h, group)
-  member = lambda i, h, b: jax.lax.rem(h, group)
+  place, row, of, member = places(group)
   log_sums = jax.ShapeDtypeStruct((batch, shared, group, queries), jnp.float32)
   return pl.pallas_call(
     partial(_kernel, rule),
@@ -163,7 +163,7 @@ def _call(rule: Rule, q, k, v, bias: Added, who: Seen, limits, interpret: bool):
       taken(v, row, None, of),
       taken_all(bias, row, of, member),
       taken_all(who, row),
-      taken(limits, row, lambda i, h, b: i),
+      taken(limits, row, place),
     ),
     out_specs=(taken(q, row, None, of, member), taken(log_sums, row, of, member)),
     out_shape=(jax.ShapeDtypeStruct(q.shape, q.dtype), log_sums),

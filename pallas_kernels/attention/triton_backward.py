@@ -38,6 +38,7 @@ from pallas_kernels.attention.triton_tiles import (
   loaded,
   loaded_side,
   loaded_vector,
+  places,
   scored,
   stored,
   taken,
@@ -78,7 +79,7 @@ def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.of_queries
   blocks = -(-queries // tile.block_q)
-  place, row, of, member = _places(group)
+  place, row, of, member = places(group)
   far = None if who.edges is None else jax.ShapeDtypeStruct((batch, shared, group, blocks, 2), jnp.float32)
   shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), far)
   return pl.pallas_call(
@@ -102,12 +103,6 @@ def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen
     interpret=interpret,
     name="attention_triton_of_queries",
   )(q, k, v, dy, log_sums, inner, bias, who, limits)
-
-
-def _places(group: int):
-  """Functions of a program's place in a grid of (block, head, row): block, row, head of keys, member of its group."""
-  block, row = lambda i, h, b: i, lambda i, h, b: b
-  return block, row, lambda i, h, b: jax.lax.div(h, group), lambda i, h, b: jax.lax.rem(h, group)
 
 
 def _of_queries_kernel(
@@ -155,7 +150,7 @@ def _with_far(far, kind: int, ds, relative, edges):
 def _of_keys(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, limits, interpret: bool):
   """dk and dv."""
   tile = rule.tiles.of_keys
-  place, row, of = lambda i, h, b: i, lambda i, h, b: b, lambda i, h, b: h
+  place, row, of, _ = places(1)
   shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v))
   return pl.pallas_call(
     partial(_of_keys_kernel, rule),
@@ -269,9 +264,8 @@ def _of_bands(
   tile = rule.tiles.of_bias
   parts = -(-queries // (tile.block_q * BAND))
   bands = limits.shape[1]
-  band, part = lambda i, h, b: i, lambda i, h, b: jax.lax.rem(b, parts)
-  row, of = lambda i, h, b: jax.lax.div(b, parts), lambda i, h, b: jax.lax.div(h, group)
-  member = lambda i, h, b: jax.lax.rem(h, group)
+  band, _, of, member = places(group)
+  row, part = lambda i, h, b: jax.lax.div(b, parts), lambda i, h, b: jax.lax.rem(b, parts)
   sums = jax.ShapeDtypeStruct((batch, parts, shared, group, bands, tile.block_q, tile.block_k), jnp.float32)
   return pl.pallas_call(
     partial(_of_bands_kernel, rule, parts),
@@ -343,7 +337,7 @@ def _of_tiles(
   """dS, written out."""
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.of_bias
-  place, row, of, member = _places(group)
+  place, row, of, member = places(group)
   ds = jax.ShapeDtypeStruct((batch, shared, group, queries, k.shape[1]), dtype)
   return pl.pallas_call(
     partial(_of_tiles_kernel, rule),

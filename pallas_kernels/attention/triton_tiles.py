@@ -222,6 +222,12 @@ def in_order(kinds, limits, body, carry):
   return carry
 
 
+def places(group: int) -> tuple[Callable[..., Any], ...]:
+  """Functions of a program's place in a grid of (block, head, row): block, row, head of keys, member of its group."""
+  block, row = lambda i, h, b: i, lambda i, h, b: b
+  return block, row, lambda i, h, b: jax.lax.div(h, group), lambda i, h, b: jax.lax.rem(h, group)
+
+
 def taken(x: Array | jax.ShapeDtypeStruct, *at: Callable[..., Any] | None) -> pl.BlockSpec:
   """What a program takes of an array: of each axis the element that a function of the program's place in the grid
   gives (the only one, where there is one), or, where it is None and of the axes that are left, all."""
