@@ -156,7 +156,8 @@ def seen(spec: AttentionSpec, queries: int, keys: int, whole: int, reach: tuple[
 
 
 def visited(seen: Seen, queries: int, keys: int, tile: Tile) -> tuple[Bool[Array, "#batch q_block k_block"], ...]:
-  """Whether some query of a tile may see some key of it; and whether all of it is far before, and far after."""
+  """Whether some query of a tile may see some key of it; and whether all of it is far before, and far after. A flag a
+  tile, of which `bounds` keeps the ends."""
   rows, columns = -(-queries // tile.block_q), -(-keys // tile.block_k)
   first_q, first_k = (jnp.arange(n, dtype=jnp.int32) * b for n, b in ((rows, tile.block_q), (columns, tile.block_k)))
   last_q, last_k = first_q + tile.block_q - 1, first_k + tile.block_k - 1
@@ -259,10 +260,10 @@ def loaded(ref, start, count: int, *head) -> Float[Array, "count width"]:
   return plgpu.load(part, mask=mask, other=0.0)
 
 
-def stored(ref, start, count: int, values: Float[Array, "count width"], *head) -> None:
-  """What `loaded` reads, written."""
+def stored(ref, start, count: int, values: Float[Array, "count width"]) -> None:
+  """Rows of a reference to [length, size], without what is beyond its ends."""
   length, size = ref.shape[0], ref.shape[-1]
-  part = ref.at[(pl.ds(start, count), *head, pl.ds(0, values.shape[1]))]
+  part = ref.at[pl.ds(start, count), pl.ds(0, values.shape[1])]
   mask = (start + jnp.arange(count) < length)[:, None] & (jnp.arange(values.shape[1]) < size)[None, :]
   everything = length % count == 0 and values.shape[1] == size
   plgpu.store(part, values.astype(ref.dtype), mask=None if everything else mask)
