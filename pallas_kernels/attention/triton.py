@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention import triton_backward
-from pallas_kernels.attention.bias import Alibi, Buckets
-from pallas_kernels.attention.spec import AttentionSpec
+from pallas_kernels.attention.bias import Alibi, Buckets, DenseBias
+from pallas_kernels.attention.spec import FEATURES, AttentionSpec
 from pallas_kernels.attention.triton_tiles import (
   AFTER,
   BEFORE,
@@ -39,6 +39,7 @@ from pallas_kernels.attention.triton_tiles import (
   loaded,
   loaded_side,
   padded,
+  places,
   reach,
   scored,
   seen,
@@ -51,19 +52,7 @@ from pallas_kernels.attention.triton_tiles import (
 from pallas_kernels.platforms import on
 from pallas_kernels.tuning.lookup import tuned
 
-HONOURED = (
-  "causal",
-  "segments",
-  "key_lengths",
-  "prefix",
-  "prefix_lengths",
-  "offset",
-  "offset_by_row",
-  "window",
-  "soft_cap",
-  "bias:Buckets",
-  "bias:Alibi",
-)
+HONOURED = FEATURES
 DTYPES = ("bfloat16", "float16", "float32")
 WIDEST = 256
 
@@ -90,13 +79,14 @@ def attention(
 
 
 def _added(spec: AttentionSpec, queries: int, keys: int, shared: int) -> Added:
+  grouped = lambda x: x.reshape(x.shape[0], shared, -1, *x.shape[2:])
   if isinstance(spec.bias, Alibi):
     slopes = jax.lax.stop_gradient(jnp.asarray(spec.bias.slopes, jnp.float32))
-    return Added(None, slopes.reshape(1, shared, -1, 1))
+    return Added(slopes=grouped(slopes[None, :, None]))
+  if isinstance(spec.bias, DenseBias):
+    return Added(dense=grouped(spec.dense_bias(queries, keys)))
   diagonals = spec.diagonals(queries, keys)
-  if diagonals is None:
-    return Added(None, None)
-  return Added(diagonals.astype(jnp.float32).reshape(diagonals.shape[0], shared, -1, diagonals.shape[2]), None)
+  return Added() if diagonals is None else Added(diagonals=grouped(diagonals.astype(jnp.float32)))
 
 
 def refusal(q, k, v, spec) -> str | None:
@@ -162,8 +152,7 @@ _attention.defvjp(_forward_kept, _backward)
 def _call(rule: Rule, q, k, v, bias: Added, who: Seen, limits, interpret: bool):
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.forward
-  row, of = lambda i, h, b: b, lambda i, h, b: jax.lax.div(h, group)
-  member = lambda i, h, b: jax.lax.rem(h, group)
+  place, row, of, member = places(group)
   log_sums = jax.ShapeDtypeStruct((batch, shared, group, queries), jnp.float32)
   return pl.pallas_call(
     partial(_kernel, rule),
@@ -174,7 +163,7 @@ def _call(rule: Rule, q, k, v, bias: Added, who: Seen, limits, interpret: bool):
       taken(v, row, None, of),
       taken_all(bias, row, of, member),
       taken_all(who, row),
-      taken(limits, row, lambda i, h, b: i),
+      taken(limits, row, place),
     ),
     out_specs=(taken(q, row, None, of, member), taken(log_sums, row, of, member)),
     out_shape=(jax.ShapeDtypeStruct(q.shape, q.dtype), log_sums),

@@ -7,7 +7,7 @@ nothing is added up in memory by several programs, so that results do not depend
 The gradient of a bias by diagonals is the sum of dS along each. A third kernel goes along bands of tiles, where all of
 a band have the same diagonals: it adds up whole tiles, and what it writes does not grow with the square of the length.
 Where the bias is one value, far before a query and far after it, the first kernel sums dS, and only bands near the
-diagonal are left.
+diagonal are left. A bias that is written out gets a gradient of its own size, tile by tile.
 """
 
 from functools import partial
@@ -15,6 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.bias import toeplitz
@@ -37,6 +38,7 @@ from pallas_kernels.attention.triton_tiles import (
   loaded,
   loaded_side,
   loaded_vector,
+  places,
   scored,
   stored,
   taken,
@@ -64,7 +66,11 @@ def gradients(rule: Rule, kept, dy):
   there, before, after = (jnp.swapaxes(x, 1, 2) for x in visited(who, queries, keys, rule.tiles.of_keys))
   dq, far = on("cuda", partial(_of_queries, rule), *given, by_rows)
   dk, dv = on("cuda", partial(_of_keys, rule), *given, bounds(there, after, before))
-  of_bias = None if bias.diagonals is None else Added(_of_diagonals(rule, bias.diagonals, far, *given), None)
+  of_bias = Added(
+    diagonals=None if bias.diagonals is None else _of_diagonals(rule, bias.diagonals, far, *given),
+    slopes=None if bias.slopes is None else jnp.zeros_like(bias.slopes),
+    dense=None if bias.dense is None else _of_dense(rule, bias.dense, *given),
+  )
   return dq, dk, dv, of_bias
 
 
@@ -73,7 +79,7 @@ def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen
   batch, queries, shared, group, _ = q.shape
   tile = rule.tiles.of_queries
   blocks = -(-queries // tile.block_q)
-  place, row, of, member = _places(group)
+  place, row, of, member = places(group)
   far = None if who.edges is None else jax.ShapeDtypeStruct((batch, shared, group, blocks, 2), jnp.float32)
   shapes = (jax.ShapeDtypeStruct(q.shape, q.dtype), far)
   return pl.pallas_call(
@@ -97,12 +103,6 @@ def _of_queries(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen
     interpret=interpret,
     name="attention_triton_of_queries",
   )(q, k, v, dy, log_sums, inner, bias, who, limits)
-
-
-def _places(group: int):
-  """Functions of a program's place in a grid of (block, head, row): block, row, head of keys, member of its group."""
-  block, row = lambda i, h, b: i, lambda i, h, b: b
-  return block, row, lambda i, h, b: jax.lax.div(h, group), lambda i, h, b: jax.lax.rem(h, group)
 
 
 def _of_queries_kernel(
@@ -150,7 +150,7 @@ def _with_far(far, kind: int, ds, relative, edges):
 def _of_keys(rule: Rule, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, limits, interpret: bool):
   """dk and dv."""
   tile = rule.tiles.of_keys
-  place, row, of = lambda i, h, b: i, lambda i, h, b: b, lambda i, h, b: h
+  place, row, of, _ = places(1)
   shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v))
   return pl.pallas_call(
     partial(_of_keys_kernel, rule),
@@ -264,9 +264,8 @@ def _of_bands(
   tile = rule.tiles.of_bias
   parts = -(-queries // (tile.block_q * BAND))
   bands = limits.shape[1]
-  band, part = lambda i, h, b: i, lambda i, h, b: jax.lax.rem(b, parts)
-  row, of = lambda i, h, b: jax.lax.div(b, parts), lambda i, h, b: jax.lax.div(h, group)
-  member = lambda i, h, b: jax.lax.rem(h, group)
+  band, _, of, member = places(group)
+  row, part = lambda i, h, b: jax.lax.div(b, parts), lambda i, h, b: jax.lax.rem(b, parts)
   sums = jax.ShapeDtypeStruct((batch, parts, shared, group, bands, tile.block_q, tile.block_k), jnp.float32)
   return pl.pallas_call(
     partial(_of_bands_kernel, rule, parts),
@@ -295,19 +294,85 @@ def _of_bands_kernel(
   rule: Rule, parts: int, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs: Added, who: Seen, limits, sums_ref
 ):
   """A part of one band."""
-  block = rule.tiles.of_bias.block_q
-  part, more_q = jax.lax.rem(pl.program_id(2), parts), filled(q_ref.shape[0], rule.tiles.whole)
-
-  def step(row, sums):
-    start_q, start_k = row * block, (row + limits[2]) * block
-    queries = down(loaded_side(who.queries, start_q, block))
-    keys = across(loaded_side(who.keys, start_k, block))
-    product = pl.dot(loaded(q_ref, start_q, block), loaded(k_ref, start_k, block), trans_b=True)
-    bias = added(added_refs, NEAR, queries[1], keys[1], more_q)
-    scores, _ = scored(product, rule, queries, keys, bias)
-    weights = jnp.exp2(scores - loaded_vector(log_sums, start_q, block, jnp.inf)[:, None])
-    dw = pl.dot(loaded(dy_ref, start_q, block), loaded(v_ref, start_k, block), trans_b=True)
-    return sums + weights * (dw - loaded_vector(inner, start_q, block, 0.0)[:, None])
-
+  block, part = rule.tiles.of_bias.block_q, jax.lax.rem(pl.program_id(2), parts)
+  refs = (q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs, who)
+  step = lambda row, sums: sums + _of_scores(rule, refs, row * block, (row + limits[2]) * block)
   start, stop = jnp.maximum(limits[0], part * BAND), jnp.minimum(limits[1], (part + 1) * BAND)
   sums_ref[...] = jax.lax.fori_loop(start, stop, step, jnp.zeros((block, block), jnp.float32))
+
+
+def _of_scores(rule: Rule, refs, start_q, start_k) -> Float[Array, "block block"]:
+  """dS of one tile, before the cap's derivative: what the bias gets."""
+  q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs, who = refs
+  block, more_q = rule.tiles.of_bias.block_q, filled(q_ref.shape[0], rule.tiles.whole)
+  queries = down(loaded_side(who.queries, start_q, block))
+  keys = across(loaded_side(who.keys, start_k, block))
+  product = pl.dot(loaded(q_ref, start_q, block), loaded(k_ref, start_k, block), trans_b=True)
+  scores, _ = scored(product, rule, queries, keys, added(added_refs, NEAR, queries[1], keys[1], more_q))
+  weights = jnp.exp2(scores - loaded_vector(log_sums, start_q, block, jnp.inf)[:, None])
+  dw = pl.dot(loaded(dy_ref, start_q, block), loaded(v_ref, start_k, block), trans_b=True)
+  return weights * (dw - loaded_vector(inner, start_q, block, 0.0)[:, None])
+
+
+def _of_dense(rule: Rule, wanted, q, k, v, dy, log_sums, inner, bias: Added, who: Seen):
+  """Gradient of `wanted`, a bias that is written out. Where rows share it they are gone through one by one: the program
+  holds two gradients in float32 at a time, not one a row."""
+  there, _, _ = visited(who, q.shape[1], k.shape[1], rule.tiles.of_bias)
+  there = there.reshape(there.shape[0], -1, 1).astype(jnp.int32)
+  arrays = (q, k, v, dy, log_sums, inner, bias, who, there)
+  if wanted.shape[0] == q.shape[0]:
+    return on("cuda", partial(_of_tiles, rule, wanted.dtype), *arrays)
+
+  def of_row(sums, row):
+    one = lambda x: x if x.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(x, row, 1)
+    return sums + on("cuda", partial(_of_tiles, rule, jnp.float32), *jax.tree.map(one, arrays)), None
+
+  sums, _ = jax.lax.scan(of_row, jnp.zeros(wanted.shape, jnp.float32), jnp.arange(q.shape[0]))
+  return sums.astype(wanted.dtype)
+
+
+def _of_tiles(
+  rule: Rule, dtype, q, k, v, dy, log_sums, inner, bias: Added, who: Seen, there, interpret: bool
+) -> Float[Array, "batch kv_heads group query key"]:
+  """dS, written out."""
+  batch, queries, shared, group, _ = q.shape
+  tile = rule.tiles.of_bias
+  place, row, of, member = places(group)
+  ds = jax.ShapeDtypeStruct((batch, shared, group, queries, k.shape[1]), dtype)
+  return pl.pallas_call(
+    partial(_of_tiles_kernel, rule),
+    grid=(there.shape[1], shared * group, batch),
+    in_specs=(
+      taken(q, row, None, of, member),
+      taken(k, row, None, of),
+      taken(v, row, None, of),
+      taken(dy, row, None, of, member),
+      taken(log_sums, row, of, member),
+      taken(inner, row, of, member),
+      taken_all(bias, row, of, member),
+      taken_all(who, row),
+      taken(there, row, place),
+    ),
+    out_specs=taken(ds, row, of, member),
+    out_shape=ds,
+    compiler_params=tile.parameters,
+    cost_estimate=cost(2, q, k, (q, k, v, dy, log_sums, inner, bias, who, ds)),
+    interpret=interpret,
+    name="attention_triton_of_dense",
+  )(q, k, v, dy, log_sums, inner, bias, who, there)
+
+
+def _of_tiles_kernel(
+  rule: Rule, q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs: Added, who: Seen, there, ds_ref
+):
+  """One tile, zeros where it is not visited."""
+  block, (queries, keys) = rule.tiles.of_bias.block_q, ds_ref.shape
+  columns = -(-keys // block)
+  start_q = jax.lax.div(pl.program_id(0), columns) * block
+  start_k = jax.lax.rem(pl.program_id(0), columns) * block
+  refs = (q_ref, k_ref, v_ref, dy_ref, log_sums, inner, added_refs, who)
+  step = lambda _, sums: sums + _of_scores(rule, refs, start_q, start_k)
+  ds = jax.lax.fori_loop(0, there[0], step, jnp.zeros((block, block), jnp.float32))
+  inside = (start_q + jnp.arange(block) < queries)[:, None] & (start_k + jnp.arange(block) < keys)[None, :]
+  part = ds_ref.at[pl.ds(start_q, block), pl.ds(start_k, block)]
+  plgpu.store(part, ds.astype(ds_ref.dtype), mask=None if queries % block == keys % block == 0 else inside)

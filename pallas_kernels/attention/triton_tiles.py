@@ -49,10 +49,11 @@ class Keys(NamedTuple):
 
 
 class Added(NamedTuple):
-  """A bias, as kernels read it: by key index minus query index, at most one of both."""
+  """A bias, as kernels read it: by key index minus query index, or written out; at most one of the three."""
 
-  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None
-  slopes: Float[Array, "1 kv_heads group 1"] | None
+  diagonals: Float[Array, "#batch kv_heads group diagonal"] | None = None
+  slopes: Float[Array, "1 kv_heads group 1"] | None = None
+  dense: Float[Array, "#batch kv_heads group query key"] | None = None
 
 
 class Seen(NamedTuple):
@@ -155,7 +156,8 @@ def seen(spec: AttentionSpec, queries: int, keys: int, whole: int, reach: tuple[
 
 
 def visited(seen: Seen, queries: int, keys: int, tile: Tile) -> tuple[Bool[Array, "#batch q_block k_block"], ...]:
-  """Whether some query of a tile may see some key of it; and whether all of it is far before, and far after."""
+  """Whether some query of a tile may see some key of it; and whether all of it is far before, and far after. A flag a
+  tile, of which `bounds` keeps the ends."""
   rows, columns = -(-queries // tile.block_q), -(-keys // tile.block_k)
   first_q, first_k = (jnp.arange(n, dtype=jnp.int32) * b for n, b in ((rows, tile.block_q), (columns, tile.block_k)))
   last_q, last_k = first_q + tile.block_q - 1, first_k + tile.block_k - 1
@@ -198,11 +200,13 @@ def bounds(there, first_kind, last_kind) -> Int[Array, "*lead 4"]:
 
 
 def as_read(bias: Added, queries: int, keys: int, whole: int) -> Added:
-  """A bias in units of log 2, with diagonals of what is beyond the ends, up to a multiple of `whole`."""
+  """A bias with values by diagonal and slopes in units of log 2, and with diagonals of what is beyond the ends, up to a
+  multiple of `whole`."""
   more = ((0, 0), (0, 0), (0, 0), (filled(queries, whole) - queries, filled(keys, whole) - keys))
   return Added(
     None if bias.diagonals is None else jnp.pad(bias.diagonals * LOG2E, more, mode="edge"),
     None if bias.slopes is None else bias.slopes * LOG2E,
+    bias.dense,
   )
 
 
@@ -217,6 +221,12 @@ def in_order(kinds, limits, body, carry):
   for kind, start, stop in zip(kinds, ends[:-1], ends[1:], strict=True):
     carry = jax.lax.fori_loop(limits[start], limits[stop], lambda i, carry, kind=kind: body(kind, i, carry), carry)
   return carry
+
+
+def places(group: int) -> tuple[Callable[..., Any], ...]:
+  """Functions of a program's place in a grid of (block, head, row): block, row, head of keys, member of its group."""
+  block, row = lambda i, h, b: i, lambda i, h, b: b
+  return block, row, lambda i, h, b: jax.lax.div(h, group), lambda i, h, b: jax.lax.rem(h, group)
 
 
 def taken(x: Array | jax.ShapeDtypeStruct, *at: Callable[..., Any] | None) -> pl.BlockSpec:
@@ -250,10 +260,10 @@ def loaded(ref, start, count: int, *head) -> Float[Array, "count width"]:
   return plgpu.load(part, mask=mask, other=0.0)
 
 
-def stored(ref, start, count: int, values: Float[Array, "count width"], *head) -> None:
-  """What `loaded` reads, written."""
+def stored(ref, start, count: int, values: Float[Array, "count width"]) -> None:
+  """Rows of a reference to [length, size], without what is beyond its ends."""
   length, size = ref.shape[0], ref.shape[-1]
-  part = ref.at[(pl.ds(start, count), *head, pl.ds(0, values.shape[1]))]
+  part = ref.at[pl.ds(start, count), pl.ds(0, values.shape[1])]
   mask = (start + jnp.arange(count) < length)[:, None] & (jnp.arange(values.shape[1]) < size)[None, :]
   everything = length % count == 0 and values.shape[1] == size
   plgpu.store(part, values.astype(ref.dtype), mask=None if everything else mask)
@@ -334,11 +344,13 @@ def added(bias: Any, kind: int, query_index, key_index, queries: int, *head):
   A line by key index minus query index does without the offset of queries: it adds the same to all scores of a query.
 
   Args:
-    bias: `Added` of references to [*head, diagonal] and [*head, 1], see `as_read`.
+    bias: `Added` of references to [*head, diagonal], [*head, 1] and [*head, query, key], see `as_read`.
     queries: how many there are, filled up.
   """
   if bias.slopes is not None:
     return bias.slopes[(*head, 0)] * (key_index - query_index).astype(jnp.float32)
+  if bias.dense is not None:
+    return LOG2E * _dense_tile(bias.dense, query_index, key_index, *head)
   if bias.diagonals is None:
     return None
   if kind == BEFORE:
@@ -346,6 +358,16 @@ def added(bias: Any, kind: int, query_index, key_index, queries: int, *head):
   if kind == AFTER:
     return bias.diagonals[(*head, bias.diagonals.shape[-1] - 1)]
   return plgpu.load(bias.diagonals.at[(*head, key_index - query_index + (queries - 1))])
+
+
+def _dense_tile(ref, query_index, key_index, *head) -> Float[Array, "row column"]:
+  """A tile of a written out bias, either way round, zeros beyond its ends."""
+  query, key = jnp.broadcast_arrays(query_index, key_index)
+  part = ref.at[(*head, query, key)]
+  queries, keys = ref.shape[-2:]
+  if queries % query_index.size == 0 and keys % key_index.size == 0:
+    return plgpu.load(part).astype(jnp.float32)
+  return plgpu.load(part, mask=(query < queries) & (key < keys), other=0.0).astype(jnp.float32)
 
 
 def cost(products: int, q, k, arrays: Any) -> pl.CostEstimate:

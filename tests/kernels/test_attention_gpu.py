@@ -26,19 +26,15 @@ TRITON = partial(triton.attention, tiles=SMALL)
 TABLE = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
 
 
-def honoured(case) -> bool:
-  return set(case[3].features) <= set(triton.HONOURED)
-
-
 @sweep(max_examples=12)
-@given(cases().filter(honoured))
+@given(cases())
 def test_triton_equals_the_reference(case):
   check({"triton": TRITON}, case)
 
 
 @pytest.mark.slow
 @sweep(max_examples=500)
-@given(cases().filter(honoured))
+@given(cases())
 def test_triton_equals_the_reference_at_length(case):
   check({"triton": TRITON}, case)
 
@@ -51,7 +47,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize(
-  "dtype, fields", [(jnp.float32, "encoder"), *((jnp.bfloat16, fields) for fields in ("encoder", "decoder", "capped"))]
+  "dtype, fields", [(jnp.float32, "encoder"), (jnp.bfloat16, "decoder"), (jnp.bfloat16, "capped")]
 )
 def test_errors_are_those_of_dense_xla(dtype, fields):
   """Of values and of every gradient: at most twice the error of dense XLA in the same dtype, and a millionth."""
@@ -198,7 +194,6 @@ def test_what_triton_refuses():
   q, k, v, spec = case_of(7)
   told = lambda *case: refusal("triton", *case)
   assert told(q, k, v, spec) is None
-  assert "bias:DenseBias" in told(q, k, v, replace(spec, bias=DenseBias(jnp.zeros((4, 24, 40)))))
   assert "one dtype" in told(q.astype(jnp.bfloat16), k, v, spec)
   wide = [jnp.zeros((*x.shape[:3], 320)) for x in (q, k, v)]
   assert "up to 256, not 320" in told(*wide, spec)
@@ -227,12 +222,14 @@ def test_cudnn_is_given_what_a_spec_means(fields, monkeypatch):
   case = half(9, **CUDNN[fields])
   assert refusal("cudnn", *case) is None
   q, k, v, spec = case
-  run = lambda f, *qkv: jax.vjp(lambda *x: f(*x, spec), *qkv)
-  (y, back), (wanted, exact) = (
-    run(partial(cudnn.attention, implementation="xla"), q, k, v),
-    run(reference.attention, *(x.astype(jnp.float32) for x in (q, k, v))),
-  )
-  for here, there in zip((y, *back(jnp.ones_like(y))), (wanted, *exact(jnp.ones_like(wanted))), strict=True):
+
+  @jax.jit
+  def both(*qkv):
+    y, back = jax.vjp(lambda *x: cudnn.attention(*x, spec, implementation="xla"), *qkv)
+    wanted, exact = jax.vjp(lambda *x: reference.attention(*x, spec), *(x.astype(jnp.float32) for x in qkv))
+    return (y, *back(jnp.ones_like(y))), (wanted, *exact(jnp.ones_like(wanted)))
+
+  for here, there in zip(*both(q, k, v), strict=True):
     here, there = np.asarray(here, np.float32), np.asarray(there)
     assert np.isfinite(here).all() and np.abs(here - there).max() <= 0.03 * (1 + np.abs(there).max())
 
