@@ -2,7 +2,7 @@
 
 import gin
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mtx.errors import UserError, did_you_mean
 from mtx.models.outputs import Outputs
@@ -11,7 +11,7 @@ from mtx.objectives.normalise import WEIGHTS
 from mtx.parallel.activations import SPLIT
 from mtx.parallel.mesh import ROWS
 from pallas_kernels.cross_entropy.api import BACKENDS, chosen, linear_cross_entropy, tell
-from pallas_kernels.cross_entropy.loss import TokenLoss, weighted
+from pallas_kernels.cross_entropy.loss import TokenLoss
 from pallas_kernels.cross_entropy.split import Split
 from pallas_kernels.cross_entropy.xla import of_logits
 
@@ -52,14 +52,16 @@ def cross_entropy(
   task_ids = batch["decoder_task_ids"].reshape(-1)
   per_task = lambda x: jax.ops.segment_sum(x.reshape(-1), task_ids, num_segments=tasks)
   normalised = batch.get(WEIGHTS, weights)
-  total, losses = _summed(outputs, targets, normalised, TokenLoss(z_loss, label_smoothing), impl)
-  return Loss(total, normalised.sum(), per_task(weighted(losses, weights)), per_task(weights))
+  loss = TokenLoss(z_loss, label_smoothing)
+  total, losses = _summed(outputs, targets, normalised, weights != 0, loss, impl)
+  return Loss(total, normalised.sum(), per_task(losses * weights), per_task(weights))
 
 
 def _summed(
   outputs: Outputs,
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
+  counted: Bool[Array, "batch length"],
   loss: TokenLoss,
   impl: str | None,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
@@ -69,11 +71,11 @@ def _summed(
     impl = "xla" if hidden is None or head is None else chosen(hidden, head, LAID)
   if impl == "xla":  # the logits that the model computes, in its dtype
     tell(impl, targets.size, outputs.logits.shape[-1])
-    return of_logits(outputs.logits, targets, weights, loss)
+    return of_logits(outputs.logits, targets, weights, counted, loss)
   if hidden is None or head is None:
     raise UserError(
       f"binding `cross_entropy.impl`: {impl!r} computes logits from hidden states and head, and this head has more to "
       "it: an adapter.",
       hint="cross_entropy.impl = 'xla' reads logits, whatever they come from.",
     )
-  return linear_cross_entropy(hidden, head, targets, weights, loss=loss, split=LAID, impl=impl)
+  return linear_cross_entropy(hidden, head, targets, weights, counted=counted, loss=loss, split=LAID, impl=impl)

@@ -2,7 +2,7 @@
 
 A backend is a module with
 
-  linear_cross_entropy(x, head, targets, weights, loss, split) -> (sum, losses), and
+  linear_cross_entropy(x, head, targets, weights, counted, loss, split) -> (sum, losses), and
   refusal(x, head, loss, split) -> str | None, why it can not do these sizes and dtypes, if so.
 
 It is never called with what it refuses: `linear_cross_entropy` raises `Unsupported` first.
@@ -13,7 +13,7 @@ import importlib
 import logging
 from types import ModuleType
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.cross_entropy.head import LinearHead
 from pallas_kernels.cross_entropy.loss import TokenLoss
@@ -53,6 +53,7 @@ def linear_cross_entropy(
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
   *,
+  counted: Bool[Array, "batch length"] | None = None,
   loss: TokenLoss | None = None,
   split: Split | None = None,
   impl: str | None = None,
@@ -63,6 +64,7 @@ def linear_cross_entropy(
     x: hidden states, which the head reads.
     targets: one that is not in the vocabulary has the loss NaN, and may stand at a token of weight 0.
     weights: of tokens. One of weight 0 adds nothing to the sum and to no gradient of it.
+    counted: tokens that have a loss; to others it is 0, and chunked backends spend no time on them. None: all.
     loss: None: plain cross-entropy.
     split: where rows and vocabulary lie on the mesh that is set; None: left to the compiler.
     impl: name of a backend; None: the best.
@@ -78,7 +80,7 @@ def linear_cross_entropy(
     able = [other for other in BACKENDS if backend(other).refusal(x, head, loss, split) is None]
     raise Unsupported(f"cross-entropy backend {name!r} can not do this: {why}. These can: {', '.join(able)}.")
   tell(name, x.shape[0] * x.shape[1], head.vocabulary)
-  return backend(name).linear_cross_entropy(x, head, targets, weights, loss, split)
+  return backend(name).linear_cross_entropy(x, head, targets, weights, counted, loss, split)
 
 
 @functools.cache

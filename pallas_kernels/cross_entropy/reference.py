@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.cross_entropy.head import LinearHead
 from pallas_kernels.cross_entropy.loss import TokenLoss
@@ -16,6 +16,7 @@ def linear_cross_entropy(
   head: LinearHead,
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
+  counted: Bool[Array, "batch length"] | None,
   loss: TokenLoss,
   split: Split,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
@@ -29,6 +30,7 @@ def linear_cross_entropy(
   wanted = wanted + loss.label_smoothing / head.vocabulary
   losses = -(wanted * (logits - log_z[..., None])).sum(-1) + loss.z_loss * jnp.square(log_z)
   losses = jnp.where((targets >= 0) & (targets < head.vocabulary), losses, jnp.nan)
+  losses = losses if counted is None else jnp.where(counted, losses, 0)
   return jnp.where(weights != 0, weights.astype(dtype) * losses, 0).sum(), losses
 
 

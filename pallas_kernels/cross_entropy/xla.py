@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.cross_entropy.head import LinearHead
 from pallas_kernels.cross_entropy.loss import TokenLoss, weighted
@@ -14,17 +14,19 @@ def linear_cross_entropy(
   head: LinearHead,
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
+  counted: Bool[Array, "batch length"] | None,
   loss: TokenLoss,
   split: Split,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
   """See `pallas_kernels.cross_entropy.api`; the partitioner splits it."""
-  return of_logits(head.logits(x), targets, weights, loss)
+  return of_logits(head.logits(x), targets, weights, counted, loss)
 
 
 def of_logits(
   logits: Float[Array, "batch length vocab"],
   targets: Int[Array, "batch length"],
   weights: Float[Array, "batch length"],
+  counted: Bool[Array, "batch length"] | None,
   loss: TokenLoss,
 ) -> tuple[Float[Array, ""], Float[Array, "batch length"]]:
   """The same from logits, whatever they were computed by."""
@@ -32,6 +34,7 @@ def of_logits(
   there = (targets >= 0) & (targets < logits.shape[-1])
   score = jnp.take_along_axis(logits, jnp.where(there, targets, 0)[..., None], axis=-1)[..., 0]
   losses = loss(log_z, jnp.where(there, score, jnp.nan), logits.mean(-1) if loss.label_smoothing else 0.0)
+  losses = losses if counted is None else jnp.where(counted, losses, 0)
   return weighted(losses, weights).sum(), losses
 
 

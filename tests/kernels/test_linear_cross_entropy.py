@@ -18,12 +18,15 @@ from pallas_kernels.cross_entropy.loss import TokenLoss
 from pallas_kernels.cross_entropy.split import Split
 
 # Chunks smaller than most batches, so that there are several, and sizes that do not divide.
-TESTED = {"xla": xla.linear_cross_entropy, "xla_chunked": partial(chunked.linear_cross_entropy, tokens=7)}
+TESTED = {
+  "xla": xla.linear_cross_entropy,
+  "xla_chunked": partial(chunked.linear_cross_entropy, tokens=7, block=16),
+}
 
 
 @st.composite
 def cases(draw):
-  """(x, head, targets, weights, loss), float32, of any features."""
+  """(x, head, targets, weights, counted, loss), float32, of any features."""
   whole = lambda low, high: draw(st.integers(low, high))
   yes = lambda: draw(st.booleans())
   batch, length, vocabulary, d_model = whole(1, 4), whole(1, 9), whole(2, 40), whole(1, 20)
@@ -39,8 +42,9 @@ def cases(draw):
   )
   targets = rng.integers(0, vocabulary, (batch, length)).astype(np.int32)
   weights = rng.choice([0.0, 0.5, 1.0, 3.0], (batch, length)).astype(np.float32)
+  counted = rng.random((batch, length)) < draw(st.sampled_from([0.0, 0.3, 0.9])) if yes() else None
   loss = TokenLoss(draw(st.sampled_from([0.0, 1e-4, 0.1])), draw(st.sampled_from([0.0, 0.1, 1.0])))
-  return normal(batch, length, d_model), head, targets, weights, loss
+  return normal(batch, length, d_model), head, targets, weights, counted, loss
 
 
 def case_of(seed, *, batch=3, length=8, vocabulary=48, d_model=16, first=True, dtype=jnp.float32, **loss):
@@ -50,17 +54,17 @@ def case_of(seed, *, batch=3, length=8, vocabulary=48, d_model=16, first=True, d
   head = LinearHead(weight, normal(vocabulary), first, scale=0.5, soft_cap=5.0)
   targets = jnp.asarray(rng.integers(0, vocabulary, (batch, length)))
   weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], (batch, length)), jnp.float32)
-  return normal(batch, length, d_model), head, targets, weights, TokenLoss(**loss)
+  return normal(batch, length, d_model), head, targets, weights, None, TokenLoss(**loss)
 
 
-def computed(functions, x, head, targets, weights, loss, dtype, *, of_losses=False):
+def computed(functions, x, head, targets, weights, counted, loss, dtype, *, of_losses=False):
   """Of each function: losses, sum, and the gradients of the sum, or of some other sum of the losses; one compile."""
   cast = partial(jax.tree.map, lambda each: jnp.asarray(each, dtype))
   factors = np.random.default_rng(0).normal(size=targets.shape).astype(np.float32)
 
   def of(function, *args):
     def total(x, head, weights):
-      of_sum, losses = function(x, head, targets, weights, loss, Split())
+      of_sum, losses = function(x, head, targets, weights, counted, loss, Split())
       return (losses * factors).sum() if of_losses else of_sum, (of_sum, losses)
 
     return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*args)
@@ -76,7 +80,7 @@ def check(case, of_losses) -> None:
     (wanted,) = computed([reference.linear_cross_entropy], *case, jnp.float64, of_losses=of_losses)
   for name, found in zip(TESTED, computed(TESTED.values(), *case, jnp.float32, of_losses=of_losses), strict=True):
     for here, there in zip(found, wanted, strict=True):
-      assert np.abs(here - there).max() <= 1e-5 * (1 + np.abs(there).max()), (name, case[4])
+      assert np.abs(here - there).max() <= 1e-5 * (1 + np.abs(there).max()), (name, case[5])
 
 
 sweep = partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -114,8 +118,10 @@ def test_error_is_that_of_logits_in_memory(dtype, first):
 def test_a_token_of_weight_zero_is_nothing(name):
   """Whatever its target, one that is in no vocabulary too: the same sum and gradients, and none to its state."""
   function = {**TESTED, "reference": reference.linear_cross_entropy}[name]
-  x, head, targets, weights, loss = case_of(1, label_smoothing=0.1, z_loss=1e-2)
-  run = jax.jit(jax.value_and_grad(lambda x, head, t, w: function(x, head, t, w, loss, Split()), (0, 1), has_aux=True))
+  x, head, targets, weights, counted, loss = case_of(1, label_smoothing=0.1, z_loss=1e-2)
+  run = jax.jit(
+    jax.value_and_grad(lambda x, head, t, w: function(x, head, t, w, counted, loss, Split()), (0, 1), has_aux=True)
+  )
   (one, _), gradients = run(x, head, targets, weights)
   (two, losses), others = run(x, head, jnp.where(weights == 0, -100, targets), weights)
   assert one == two and np.isnan(losses)[np.asarray(weights) == 0].all()
@@ -126,9 +132,24 @@ def test_a_token_of_weight_zero_is_nothing(name):
 
 
 @pytest.mark.parametrize("name", TESTED)
+def test_what_does_not_count_is_not_read(name):
+  """NaN in states, and targets in no vocabulary: their losses and gradients are 0, and all is as without them."""
+  x, head, targets, weights, _, loss = case_of(7, label_smoothing=0.1, z_loss=1e-2)
+  counted = jnp.arange(8) % 4 == jnp.array([1, 2, 3])[:, None]  # a quarter, less than a chunk of tokens
+  run = lambda x, targets: jax.value_and_grad(
+    lambda x, head: TESTED[name](x, head, targets, weights + 1, counted, loss, Split()), (0, 1), has_aux=True
+  )(x, head)
+  (one, losses), gradients = run(x, targets)
+  spoilt = jnp.where(counted[..., None] | (name == "xla"), x, jnp.nan)
+  (two, others), more = run(spoilt, jnp.where(counted, targets, -100))
+  assert one == two and not np.asarray(losses)[~counted].any() and np.asarray(losses)[counted].all()
+  jax.tree.map(np.testing.assert_array_equal, (losses, gradients), (others, more))
+
+
+@pytest.mark.parametrize("name", TESTED)
 def test_a_wrong_target_that_counts_is_seen(name):
-  x, head, targets, weights, loss = case_of(2)
-  total, losses = TESTED[name](x, head, targets.at[0, 0].set(48), weights + 1, loss, Split())
+  x, head, targets, weights, counted, loss = case_of(2)
+  total, losses = TESTED[name](x, head, targets.at[0, 0].set(48), weights + 1, counted, loss, Split())
   assert np.isnan(total) and np.isnan(losses[0, 0]) and np.isfinite(losses.reshape(-1)[1:]).all()
 
 
@@ -144,11 +165,13 @@ def test_chunks_change_nothing(tokens):
 
 def test_inside_scan_checkpoint_and_accumulation():
   """Where transformations make every cotangent an array, gradients are the same."""
-  x, head, targets, weights, loss = case_of(4)
+  x, head, targets, weights, counted, loss = case_of(4)
 
   def total(function, x, head):
     def one(carry, row):
-      of_sum, losses = function(*(each[None] for each in (row[0],)), head, row[1][None], row[2][None], loss, Split())
+      of_sum, losses = function(
+        *(each[None] for each in (row[0],)), head, row[1][None], row[2][None], counted, loss, Split()
+      )
       return carry + of_sum, losses
 
     of_sum, losses = jax.lax.scan(jax.checkpoint(one), 0.0, (x, targets, weights))
@@ -169,7 +192,7 @@ def compiled(function, needed, tokens=64, vocabulary=1024, d_model=32):
     def total(some):
       of = {**arrays, **some}
       head = LinearHead(of["weight"], of["bias"], True)
-      return function(of["x"], head, targets, weights, TokenLoss(), Split())[0]
+      return function(of["x"], head, targets, weights, None, TokenLoss(), Split())[0]
 
     return jax.grad(total)({name: arrays[name] for name in needed})
 
@@ -203,14 +226,14 @@ def test_equal_on_eight_devices(kind, first, mesh8, mesh1):
   from jax.sharding import PartitionSpec as P
 
   case = case_of(5, first=first, **{"batch": 8, "z_loss": 1e-2, "label_smoothing": 0.1} | MESH_CASES[kind])
-  x, head, targets, weights, loss = case
+  x, head, targets, weights, _, loss = case
   function = partial(chunked.linear_cross_entropy, tokens=3)
 
   def run(mesh):
     def of(x, head, weights):
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         split = Split(("data", "fsdp"), "tensor")
-        total = lambda x, head, weights: function(x, head, targets, weights, loss, split)
+        total = lambda x, head, weights: function(x, head, targets, weights, targets % 3 > 0, loss, split)
         (of_sum, losses), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(x, head, weights)
         others = jax.grad(lambda *args: (total(*args)[1] ** 2).sum(), (0, 1))(x, head, weights)
         return of_sum, losses, gradients, others
@@ -226,8 +249,8 @@ def test_equal_on_eight_devices(kind, first, mesh8, mesh1):
 
 
 def test_none_takes_logits_in_memory_where_they_are_few(caplog):
-  x, head, targets, weights, _ = case_of(6)
-  wanted, _ = reference.linear_cross_entropy(x, head, targets, weights, TokenLoss(), Split())
+  x, head, targets, weights, *_ = case_of(6)
+  wanted, _ = reference.linear_cross_entropy(x, head, targets, weights, None, TokenLoss(), Split())
   for name in (None, *BACKENDS):
     np.testing.assert_allclose(linear_cross_entropy(x, head, targets, weights, impl=name)[0], wanted, rtol=1e-5)
   large = jax.ShapeDtypeStruct((8, 1024, 16), jnp.float32)
@@ -253,7 +276,7 @@ def test_compiled_for_tpu(chip):
 
   def total(x, weight, targets, weights):
     head = LinearHead(weight, vocabulary_first=True)
-    return chunked.linear_cross_entropy(x, head, targets, weights, TokenLoss(1e-4), Split())[0]
+    return chunked.linear_cross_entropy(x, head, targets, weights, None, TokenLoss(1e-4), Split())[0]
 
   run = ahead.compiled_for(chip, jax.grad(total, (0, 1)), x, weight, *by_token)
   assert run.memory_analysis().temp_size_in_bytes < 3.5e9
