@@ -1,5 +1,7 @@
 """Decoding by the kernels for it says what decoding by XLA says, on one device and on many."""
 
+import re
+
 import gin
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from mtx.models.attention import attention_backends
 from mtx.models.build import build
 from mtx.parallel.rules import place
 from mtx.training.parameters import blueprint
+from pallas_kernels import ahead
 from pallas_kernels.attention import decode_tpu, decode_triton
 
 INPUTS, STEPS, ROWS = 9, 16, 4
@@ -100,6 +103,34 @@ def test_mesh_is_nothing(impl, tiny, weights, examples, mesh1, mesh8, calls):
   found = make_greedy(model, mesh8, eos_id=-1)(placed, place(batch, mesh8), STEPS)
   assert calls
   np.testing.assert_array_equal(found, wanted(params, batch, STEPS))
+
+
+@pytest.mark.skipif(not ahead.available("v5e"), reason="libtpu is not installed")
+@pytest.mark.parametrize("family, d_kv", [("t5", 64), ("llama", 128)])
+def test_no_step_copies_a_cache(family, d_kv, tiny, examples):
+  """Compiled for a TPU, the loop over steps holds the kernel, and nothing but writes in place makes an array of the
+  cache's size."""
+  config = tiny(**MODELS[family] | {"d_kv": d_kv, "dtype": "bfloat16"})
+  room = 200
+  model = decoding(config, "decode_tpu")
+
+  def run(params, batch):
+    def one(carry, _):
+      logits, cache = carry
+      token = logits.argmax(-1).astype(jnp.int32)
+      return model.merge(params).decode_step(token, cache), token
+
+    return jax.lax.scan(one, model.merge(params).prefill(batch, room), None, length=4)[1]
+
+  batch = prompts(examples(ROWS, inputs=INPUTS), config.architecture, INPUTS, room, [0] * ROWS)
+  text = ahead.compiled_for("v5e", run, model.shapes, batch).as_text()
+  assert decode_tpu.NAME in text
+  keys = room + 1 + (INPUTS if family == "llama" else 0)
+  whole = f"bf16[{config.decoder_layers},{ROWS},2,{keys},{d_kv}]"
+  made = [line for line in text.splitlines() if f"= {whole}" in line and "while/body" in line]
+  assert made and all(
+    re.search(r"} (dynamic-update-slice|bitcast|get-tuple-element|parameter)[(]", line) for line in made
+  )
 
 
 def test_a_wrong_name_is_named():
