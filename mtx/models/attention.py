@@ -124,11 +124,12 @@ class Attention(nnx.Module):
     if turn is not None:
       q = rotate(q, turn)
     spec = replace(spec, scale=self.scale, soft_cap=self.soft_cap)
-    split = {"rows": ROWS, "heads": SPLIT["heads"]}
+    impl, decode_impl = self.backends
+    rows, heads = ROWS, SPLIT["heads"]
     if isinstance(keys_values, Cached):
-      y = in_cache(q, keys_values, spec, **self.backends._asdict(), **split)
+      y = in_cache(q, keys_values, spec, impl=impl, decode_impl=decode_impl, rows=rows, heads=heads)
     else:
-      y = attention(q, keys_values["k"], keys_values["v"], spec, impl=self.backends.impl, **split)
+      y = attention(q, keys_values["k"], keys_values["v"], spec, impl=impl, rows=rows, heads=heads)
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 

@@ -43,7 +43,8 @@ def chosen(q: Shaped, k: Shaped, spec: AttentionSpec, impl: str | None, decode_i
     q, k: as of `api.attention`; only shapes and dtypes are read.
     impl: for more queries than kernels of decoding take, and where `decode_impl` is None and none of them can do it;
       None: `api.chosen`.
-    decode_impl: any backend; None: the kernel of the default device.
+    decode_impl: any backend; None: the kernel of the default device. On TPU not for rows at an index of their own: new
+      keys are then written by a scatter, whose order XLA copies whole caches to and from (seen in what it compiles).
   """
   otherwise = api.chosen(q, k, k, spec) if impl is None else impl
   if q.shape[1] > QUERIES:
@@ -51,7 +52,9 @@ def chosen(q: Shaped, k: Shaped, spec: AttentionSpec, impl: str | None, decode_i
   if decode_impl is not None:
     return decode_impl
   kernel = KERNELS.get(jax.default_backend())
-  return otherwise if kernel is None or api.refusal(kernel, q, k, k, spec) is not None else kernel
+  if kernel is None or api.refusal(kernel, q, k, k, spec) is not None:
+    return otherwise
+  return otherwise if kernel == "decode_tpu" and jnp.ndim(spec.offset) else kernel
 
 
 def prepared(spec: AttentionSpec, q: Shaped, k: Shaped, *, impl: str | None, decode_impl: str | None) -> AttentionSpec:

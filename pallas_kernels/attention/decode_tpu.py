@@ -152,13 +152,13 @@ def _kernel(
     return jax.lax.dot_general(x, y, over, precision=precision(y.dtype), preferred_element_type=jnp.float32)
 
   @pl.when(j == 0)
-  def _():
+  def start():
     highest[...] = jnp.full(highest.shape, HIDDEN, jnp.float32)
     total[...] = jnp.zeros(total.shape, jnp.float32)
     sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
   @pl.when((j >= first[b]) & (j < last[b]))
-  def _():
+  def visit():
     seen = mask[...].astype(jnp.int32) > 0
     scores = dot(q[...], k[...], of_dim) * scale
     if soft_cap:
@@ -179,7 +179,7 @@ def _kernel(
     sums[...] = sums[...] * kept + part
 
   @pl.when(j == pl.num_programs(2) - 1)
-  def _():
+  def finish():
     y[...] = (sums[...] / jnp.where(total[...] > 0, total[...], 1)).astype(y.dtype)
 
 

@@ -60,9 +60,9 @@ def in_cache(
   if _by_compiler(name):
     return call(q, cached, spec)
   rows, heads = _dividing(rows, heads, cached.shape)
-  kept = P(None, rows, heads)
   cached = cached._replace(layer=jnp.asarray(cached.layer))
-  return _split(call, (q, cached), (P(rows, None, heads), Cached(kept, kept, P())), spec, rows, heads)
+  kept = jax.tree.map(lambda x: P(None, rows, heads) if x.ndim else P(), cached)
+  return _split(call, (q, cached), (P(rows, None, heads), kept), spec, rows, heads)
 
 
 def _by_compiler(name: str) -> bool:
