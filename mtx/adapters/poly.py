@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from mtx.errors import UserError, did_you_mean
 from mtx.models.context import Context
 from mtx.models.layers import Axes, param
-from mtx.parallel.kernels import is_tensor_parallel, over_rows
+from mtx.parallel.kernels import bound, is_tensor_parallel, over_rows
 from pallas_kernels.lowrank import xla
 from pallas_kernels.lowrank.api import BACKENDS, KERNELS, chosen, routed_projection
 
@@ -86,7 +86,7 @@ class MHR(nnx.Module):
     """x W and the update, by the backend that the gin line says.
 
     Raises:
-      UserError: a backend that is a kernel, where projections are split over devices.
+      UserError: a backend that can not do it; or one that is a kernel, where projections are split over devices.
     """
     w, ids = mixture(self.router[...]), None
     if ctx.task_ids.ndim == 1:
@@ -97,6 +97,10 @@ class MHR(nnx.Module):
     impl = self.impl
     if impl is None:
       impl = "xla" if is_tensor_parallel() else chosen(x, kernel, a, b, w, ids)
+    with bound("routed_projection.impl"):
+      return self._by(impl, x, kernel, a, b, w, ids)
+
+  def _by(self, impl: str, x, kernel, a, b, w, ids) -> Float[Array, "batch length dout"]:
     if impl not in KERNELS:
       return routed_projection(x, kernel, a, b, w, ids, impl=impl)
     if is_tensor_parallel():

@@ -18,6 +18,7 @@ from mtx.models.context import Context
 from mtx.models.layers import Dense, RMSNorm, param
 from mtx.models.rope import Turn, rotate
 from mtx.parallel.activations import SPLIT
+from mtx.parallel.kernels import bound
 from mtx.parallel.mesh import ROWS
 from pallas_kernels.attention.api import BACKENDS
 from pallas_kernels.attention.bias import Buckets
@@ -127,9 +128,11 @@ class Attention(nnx.Module):
     impl, decode_impl = self.backends
     rows, heads = ROWS, SPLIT["heads"]
     if isinstance(keys_values, Cached):
-      y = in_cache(q, keys_values, spec, impl=impl, decode_impl=decode_impl, rows=rows, heads=heads)
+      with bound("attention.decode_impl" if decode_impl else "attention.impl"):
+        y = in_cache(q, keys_values, spec, impl=impl, decode_impl=decode_impl, rows=rows, heads=heads)
     else:
-      y = attention(q, keys_values["k"], keys_values["v"], spec, impl=impl, rows=rows, heads=heads)
+      with bound("attention.impl"):
+        y = attention(q, keys_values["k"], keys_values["v"], spec, impl=impl, rows=rows, heads=heads)
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 

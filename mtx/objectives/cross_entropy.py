@@ -9,6 +9,7 @@ from mtx.models.outputs import Outputs
 from mtx.objectives.loss import Loss
 from mtx.objectives.normalise import WEIGHTS
 from mtx.parallel.activations import SPLIT
+from mtx.parallel.kernels import bound
 from mtx.parallel.mesh import ROWS
 from pallas_kernels.cross_entropy.api import BACKENDS, chosen, linear_cross_entropy, tell
 from pallas_kernels.cross_entropy.loss import TokenLoss
@@ -78,4 +79,5 @@ def _summed(
       "it: an adapter.",
       hint="cross_entropy.impl = 'xla' reads logits, whatever they come from.",
     )
-  return linear_cross_entropy(hidden, head, targets, weights, counted=counted, loss=loss, split=LAID, impl=impl)
+  with bound("cross_entropy.impl"):
+    return linear_cross_entropy(hidden, head, targets, weights, counted=counted, loss=loss, split=LAID, impl=impl)
