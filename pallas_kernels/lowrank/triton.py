@@ -83,7 +83,7 @@ def _backward(saved, dy):
   sums = partial(_sums, routes=len(a))
   da = on("cuda", sums, x, dz, ids).astype(a.dtype)
   db = swapped(on("cuda", sums, dy, z, ids)).astype(b.dtype)
-  dkernel = _dot(x.T, dy).astype(kernel.dtype)
+  dkernel = _dot(x.T, dy, False).astype(kernel.dtype)
   return dx, dkernel, da, db, None
 
 
@@ -111,7 +111,7 @@ def _project(x, kernel, a, b, ids, *, transposed, interpret):
   rows, columns = x.shape[0] // m, b.shape[2] // n
   moved = columns * x.size + rows * kernel.size + rows * columns * k * rank + x.shape[0] * (b.shape[2] + rank)
   y, z = pl.pallas_call(
-    partial(_project_kernel, m=m, n=n, k=k, steps=x.shape[1] // k, transposed=transposed),
+    partial(_project_kernel, m=m, n=n, k=k, steps=x.shape[1] // k, transposed=transposed, interpret=interpret),
     grid=(rows, columns),
     out_shape=[
       jax.ShapeDtypeStruct((x.shape[0], b.shape[2]), x.dtype),
@@ -139,39 +139,43 @@ def _runs(ids: Int[Array, " token"], m: int) -> Int[Array, " token"]:
   return jnp.cumsum(changes, axis=1, dtype=jnp.int32).reshape(-1)
 
 
-def _project_kernel(x_ref, kernel_ref, a_ref, b_ref, ids_ref, runs_ref, y_ref, z_ref, *, m, n, k, steps, transposed):
+def _project_kernel(
+  x_ref, kernel_ref, a_ref, b_ref, ids_ref, runs_ref, y_ref, z_ref, *, m, n, k, steps, transposed, interpret
+):
   tile, column = pl.program_id(0), pl.program_id(1)
   rows, columns = pl.ds(tile * m, m), pl.ds(column * n, n)
   ids, runs = ids_ref[rows], runs_ref[rows]
-  rank = a_ref.shape[2]
+  dot = partial(_dot, interpret=interpret)
 
   def route(run):
     return jnp.max(jnp.where(runs == run, ids, 0))
 
-  def dense_and_thin(step, sums):
+  # z is computed turned, [rank, token]: as x A it would be a second wgmma in the loop, and ptxas serializes both.
+  def thin(x, here, inner):
+    return dot(a_ref[here, inner, :].T, x.T)
+
+  def add(y, z, run, here):
+    """y with one run's update, and its z in place."""
+    z = jnp.where((runs == run)[:, None], z.T, 0.0).astype(z_ref.dtype)
+    return y + dot(z, b_ref[here, :, columns]), z
+
+  def both(step, sums):
     y, z = sums
     inner = pl.ds(step * k, k)
     x = x_ref[rows, inner]
     w = kernel_ref[columns, inner].T if transposed else kernel_ref[inner, columns]
-    return y + _dot(x, w), z + _dot(x, a_ref[first, inner, :])
-
-  first = route(0)
-  zeros = jnp.zeros((m, n), jnp.float32), jnp.zeros((m, rank), jnp.float32)
-  y, z = jax.lax.fori_loop(0, steps, dense_and_thin, zeros)
-
-  def of_run(z, run, here):
-    return jnp.where((runs == run)[:, None], z, 0.0).astype(z_ref.dtype), b_ref[here, :, columns]
-
-  z, b = of_run(z, 0, first)
-  y, z_all = y + _dot(z, b), z
+    return y + dot(x, w), z + thin(x, first, inner)
 
   def another(run, sums):
     y, z_all = sums
     here = route(run)
-    thin = lambda step, z: z + _dot(x_ref[rows, pl.ds(step * k, k)], a_ref[here, pl.ds(step * k, k), :])
-    z, b = of_run(jax.lax.fori_loop(0, steps, thin, zeros[1]), run, here)
-    return y + _dot(z, b), z_all + z
+    one = lambda step, z: z + thin(x_ref[rows, pl.ds(step * k, k)], here, pl.ds(step * k, k))
+    y, z = add(y, jax.lax.fori_loop(0, steps, one, zeros), run, here)
+    return y, z_all + z
 
+  first, zeros = route(0), jnp.zeros((a_ref.shape[2], m), jnp.float32)
+  y, z = jax.lax.fori_loop(0, steps, both, (jnp.zeros((m, n), jnp.float32), zeros))
+  y, z_all = add(y, z, 0, first)
   y, z_all = jax.lax.fori_loop(1, jnp.max(runs) + 1, another, (y, z_all))
   y_ref[rows, columns] = y.astype(y_ref.dtype)
 
@@ -193,7 +197,7 @@ def _sums(x, z, ids, *, routes, interpret):
   after = (len(there) - jnp.argmax(there[::-1], axis=0)).astype(jnp.int32)
   after = jnp.where(there.any(0), after, first)
   found = pl.pallas_call(
-    partial(_sums_kernel, m=m, k=k),
+    partial(_sums_kernel, m=m, k=k, interpret=interpret),
     grid=(routes, x.shape[1] // k),
     out_shape=jax.ShapeDtypeStruct((routes, x.shape[1], rank), jnp.float32),
     compiler_params=plgpu.CompilerParams(num_warps=block["warps"], num_stages=block["stages"]),
@@ -208,21 +212,23 @@ def _sums(x, z, ids, *, routes, interpret):
   return found[:, :din]
 
 
-def _sums_kernel(x_ref, z_ref, ids_ref, first_ref, after_ref, sums_ref, *, m, k):
+def _sums_kernel(x_ref, z_ref, ids_ref, first_ref, after_ref, sums_ref, *, m, k, interpret):
   route, columns = pl.program_id(0), pl.ds(pl.program_id(1) * k, k)
 
   def block(tile, total):
     rows = pl.ds(tile * m, m)
     z = z_ref[rows, :]
     z = jnp.where((ids_ref[rows] == route)[:, None], z, jnp.zeros_like(z))
-    return total + _dot(x_ref[rows, columns].T, z)
+    return total + _dot(x_ref[rows, columns].T, z, interpret)
 
   zeros = jnp.zeros((k, z_ref.shape[1]), jnp.float32)
   sums_ref[route, columns, :] = jax.lax.fori_loop(first_ref[route], after_ref[route], block, zeros)
 
 
-def _dot(x, y):
+def _dot(x, y, interpret):
   """Summed in float32; float32 operands are not rounded to TF32."""
+  if interpret:  # XLA does not know every product of bf16 on CPUs, and this one is the same
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
   precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
   return jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
 
