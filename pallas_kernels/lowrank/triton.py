@@ -109,7 +109,7 @@ def _project(x, kernel, a, b, ids, *, transposed, interpret):
   kernel = _padded(kernel, n, k) if transposed else _padded(kernel, k, n)
   a, b = _padded(a, 1, k, 1), _padded(b, 1, 1, n)
   rows, columns = x.shape[0] // m, b.shape[2] // n
-  moved = columns * x.size + rows * kernel.size + rows * columns * k * rank + x.shape[0] * (b.shape[2] + rank)
+  moved = columns * x.size + rows * kernel.size + rows * columns * x.shape[1] * rank + x.shape[0] * (b.shape[2] + rank)
   y, z = pl.pallas_call(
     partial(_project_kernel, m=m, n=n, k=k, steps=x.shape[1] // k, transposed=transposed, interpret=interpret),
     grid=(rows, columns),

@@ -220,6 +220,17 @@ def test_refusals_name_who_can(caplog):
   ]
 
 
+def test_the_kernel_is_taken_on_tpus(monkeypatch):
+  """Where it can do it, and there are tokens enough."""
+  shape = lambda *s, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(s, dtype)
+  fixed = (shape(64, 64), shape(1, 2, 64, 4), shape(1, 2, 4, 64), shape(2, 1, 2))
+  assert api.chosen(shape(2, 256, 64), *fixed) == "xla"
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert api.chosen(shape(2, 256, 64), *fixed) == "mosaic_tpu"
+  assert api.chosen(shape(2, 1, 64), *fixed) == "xla"
+  assert api.chosen(shape(2, 256, 64, dtype=jnp.float16), *fixed) == "xla"
+
+
 @pytest.mark.parametrize("changed, message", [("kernel", r"kernel has \(31, 48\)"), ("w", r"w has \(3,\)")])
 def test_shapes_that_do_not_fit_are_named(changed, message):
   args, _ = drawn(*CASES["rows"])
