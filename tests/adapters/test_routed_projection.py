@@ -87,21 +87,21 @@ def test_rows_that_the_mesh_does_not_divide(tiny, routed, weights, batch, mesh1,
 
 
 def test_training_is_the_same(tiny, routed, weights, batch, mesh1):
-  """25 steps of T5 with trained adapters: the loss curves agree to rounding."""
-  rates = {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-2}
+  """200 steps of T5 with trained adapters: the loss curves agree to rounding."""
+  rates = {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-3}
   made = place(batch("tokens"), mesh1)
 
   def curve():
     model = routed(tiny("encdec", encoder_layers=1, decoder_layers=1), tasks=TASKS)
     shapes, _ = partition(model.shapes, rates)
-    tx = optimizer(shapes, rates, 25, schedule="constant")
+    tx = optimizer(shapes, rates, 200, schedule="constant")
     shardings = state_shardings(abstract_state(shapes, tx), model.shardings(mesh1), mesh1)
     train, frozen = partition(weights(model), rates)
     state = initial_state(jax.tree.map(np.array, train), tx, shardings)
     kept = {path: model.shardings(mesh1)[path] for path in frozen}
     step = make_step(model, partial(cross_entropy, tasks=TASKS), tx, shardings, kept, mesh1)
     losses = []
-    for _ in range(25):
+    for _ in range(200):
       state, metrics = step(state, frozen, made, jax.random.key(0))
       losses.append(float(metrics["loss"]))
     return losses
@@ -109,8 +109,8 @@ def test_training_is_the_same(tiny, routed, weights, batch, mesh1):
   wanted = curve()
   bound("mosaic_tpu")
   found = curve()
-  assert wanted[-1] < 0.9 * wanted[0]
-  np.testing.assert_allclose(found, wanted, rtol=1e-4)
+  assert wanted[-1] < 0.7 * wanted[0]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_what_can_not_be_is_said(tiny, routed, weights, batch, mesh8):
