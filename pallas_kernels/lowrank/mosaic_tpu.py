@@ -132,7 +132,8 @@ class Sizes:
     moved = self.itemsize * (once + weights * (1 if self.resident else self.tiles))
     if not self.gradients:
       return moved
-    return moved + self.itemsize * self.tokens * self.wide + 4 * (self.chunks * self.wide * self.din + self.tokens)
+    summed = self.chunks * self.wide * self.din + self.tokens * self.splits * self.skills
+    return moved + self.itemsize * self.tokens * self.wide + 4 * summed
 
   @property
   def flops(self) -> int:
