@@ -149,7 +149,7 @@ def test_checkpoint_of_another_model(mtx, tmp_path):
 
 
 def test_a_kernel_that_does_not_do_what_the_model_needs(mtx):
-  says(mtx("attention.impl=splash"), r"`attention.impl`: .*'splash' can not do this: .*bias:Buckets", "These can: .*xla")
+  says(mtx("attention.impl=splash"), "`attention.impl`: .*'splash' can not do this: .*bias:Buckets", "These can: .*xla")
 
 
 @pytest.mark.parametrize(
