@@ -60,6 +60,8 @@ EXTRAS = {
     "ruff>=0.14,<0.18",
     "mypy>=1.13,<3",
     "setuptools>=68",
+    # Compiles kernels for TPUs that are not there; the release that goes with jax is jax[tpu]'s.
+    "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",
   ],
   # What mtx's numbers and speed are compared with. Their tests skip, saying so, without them.
   "peers": ["torch==2.13.0", "transformers>=5,<6", "peft>=0.18,<1"],

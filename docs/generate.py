@@ -12,9 +12,12 @@ import gin
 from docstring_parser import DocstringStyle, parse
 
 from mtx.run import parser, register
+from pallas_kernels.attention.api import BACKENDS, backend
+from pallas_kernels.attention.spec import FEATURES
 
 HERE = Path(__file__).parent / "reference"
 COMMANDS = "commands.md"
+KERNELS = "kernels.md"
 HIDDEN = ("help", "debug")  # of every command: say nothing of this one
 
 
@@ -129,12 +132,33 @@ def _option(action: argparse.Action) -> str:
   return f"| `{written}` | {_cell(_line(action.help))} |"
 
 
+def kernels() -> str:
+  """Markdown of what each attention backend honours."""
+  modules = {name: backend(name) for name in BACKENDS}
+  lines = [
+    "# Attention backends",
+    "",
+    _written("`HONOURED` of each backend"),
+    "",
+    "`attention.impl` names one for a run. A backend refuses by name what it does not honour, and sizes and dtypes",
+    "that it can not do.",
+    "",
+    *(f"* `{name}`: {_line((module.__doc__ or '').split(chr(10) * 2)[0])}" for name, module in modules.items()),
+    "",
+    f"| field | {' | '.join(f'`{name}`' for name in modules)} |",
+    f"|---|{'---|' * len(modules)}",
+  ]
+  for feature in FEATURES:
+    lines.append(f"| {feature} | {' | '.join('yes' if feature in m.HONOURED else '-' for m in modules.values())} |")
+  return "\n".join(lines)
+
+
 def pages() -> dict[str, str]:
   """File name -> Markdown of the whole reference."""
   by_package: dict[str, list[Configurable]] = {}
   for each in configurables():
     by_package.setdefault(each.package, []).append(each)
-  made = {COMMANDS: commands()}
+  made = {COMMANDS: commands(), KERNELS: kernels()}
   for package, members in by_package.items():
     title = "`mtx train` itself" if package == "run" else f"`mtx/{package}`"
     about = _line(sys.modules[f"mtx.{package}"].__doc__) if package != "run" else ""

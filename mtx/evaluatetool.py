@@ -1,7 +1,6 @@
 """`mtx evaluate`: models that are there, on a protocol: shots x selectors x prompts x seeds, all on the same items."""
 
 import argparse
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from mtx.sources import Mixtures
 from mtx.training.session import Carried, Row, Session
 
 OUT, CACHE_DIR, GIN = "runs/protocols", ".cache/mtx", "operative.gin"
-EDGE = 1 << 16  # bytes at either end of a file, by which a model's content is told
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def _judge(
   for seed, folder in folders.items():
     folder.mkdir(parents=True, exist_ok=True)
     sessions.append(_session(folder, seed, opened, mesh, mixture, reporters[seed]))
-    reporters[seed].record(
+    reporters[seed].begin(
       seed=seed,
       model=str(model.path.resolve()),
       stages=[{"name": protocol.name, "steps": None}],
@@ -127,7 +125,7 @@ def _judge(
       data=data_record([mixture("train"), mixture(protocol.mixture)]),
       finished=False,
     )
-  found = protocol.grid(sessions, carried(opened), model=_content(model.found.path))
+  found = protocol.grid(sessions, carried(opened))
   for session in sessions:
     (session.run_dir / GIN).write_text(ginfile.operative(), encoding="utf-8")
     session.reporter.record(finished=True)
@@ -228,17 +226,3 @@ def _named(written: Sequence[str]) -> dict[str, Path]:
       raise UserError(f"{name!r} {what}.", hint="write NAME=MODEL, with letters, digits, _, . and -")
     named[name] = path
   return named
-
-
-def _content(path: Path) -> str:
-  """A hash of a model's files: of their names, sizes and ends."""
-  found = hashlib.blake2b(digest_size=12)
-  for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-    if file.is_file():
-      size = file.stat().st_size
-      found.update(f"{file.relative_to(path)} {size}\n".encode())
-      with file.open("rb") as content:
-        found.update(content.read(EDGE))
-        content.seek(max(0, size - EDGE))
-        found.update(content.read(EDGE))
-  return found.hexdigest()

@@ -25,9 +25,9 @@ import gin
 from gin.config_parser import BindingStatement
 
 from mtx import ginfile
+from mtx.atomic import write
 from mtx.errors import UserError
 from mtx.gintext import Binding, parse
-from mtx.report.log import replace as write
 
 JOB, CONFIG, LOG = "job.json", "run.gin", "log.txt"
 WAITING, QUEUED, RUNNING, DONE, FAILED, STOPPED = "waiting", "queued", "running", "done", "failed", "stopped"
@@ -116,17 +116,23 @@ def bound_settings(files: Sequence[str], bindings: Sequence[str], called: Sequen
   return found
 
 
-def prepare(job: Job) -> Job:
+def prepare(job: Job, kept: Callable[[Path], Any] | None = None) -> Job:
   """The job as it stands, or written for the first time.
+
+  Args:
+    kept: a run with other settings is moved to `old/`, and this is told where; None: it is refused.
 
   Raises:
     UserError: the folder has a run with other settings, or one that another process is running.
   """
   there = read(Path(job.folder))
-  if there is None:
+  changed = differences(there.settings, job.settings) if there else []
+  if changed and kept:
+    kept(set_aside(Path(job.folder)))
+  if there is None or (changed and kept):
     save(job)
     return job
-  if changed := differences(there.settings, job.settings):
+  if changed:
     raise UserError(
       f"{job.folder} was run with other settings: {changed[0]}"
       + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")

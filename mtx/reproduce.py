@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from mtx import ginfile
+from mtx.atomic import write
 from mtx.check import versions
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.recipe import Recipe, Run, judge
@@ -29,11 +30,9 @@ from mtx.launch import (
   one_by_one,
   prepare,
   read,
-  set_aside,
   train_job,
 )
 from mtx.report.log import read_results, write_results
-from mtx.report.log import replace as write
 from mtx.report.progress import Progress, duration
 from mtx.report.verdict import recipe_table, verdict_table
 from mtx.seeds import parse_seeds
@@ -130,7 +129,8 @@ class Reproduction:
     if arguments.dry_run:
       self._show(jobs)
       return 0
-    ready = [(self._prepared(job, arguments.anew), work) for job, work in jobs]
+    kept = self._kept if arguments.anew else None
+    ready = [(prepare(job, kept), work) for job, work in jobs]
     self.console.print(f"{self.name}: {self.recipe.title} ({self.recipe.source})", soft_wrap=True)
     done = sum(job.state == DONE for job, _ in ready)
     with Progress(self.name, len(ready), done, console=self.console) as progress:
@@ -185,11 +185,8 @@ class Reproduction:
     assert function is not None
     write_results(folder, [{"seed": seed, **row} for row in function(arm, seed, folder)])
 
-  def _prepared(self, job: Job, anew: bool) -> Job:
-    there = read(Path(job.folder))
-    if anew and there is not None and differences(there.settings, job.settings):
-      self.console.print(f"{job.name}: kept as {set_aside(Path(job.folder))}", soft_wrap=True)
-    return prepare(job)
+  def _kept(self, there: Path) -> None:
+    self.console.print(f"run with other settings: kept as {there}", markup=False, soft_wrap=True)
 
   def _show(self, jobs: Sequence[tuple[Job, Any]]) -> None:
     for job, _ in jobs:

@@ -61,6 +61,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     "--launch", metavar="COMMAND", help='for a queue: "sbatch --wrap \\"{command}\\""; default: here'
   )
   command.add_argument("--resubmit", action="store_true", help="launch again what a queue has lost")
+  command.add_argument("--anew", action="store_true", help="move runs with other settings to old/, and run again")
   command.add_argument("--out", metavar="FOLDER", help=f"default {OUT}/NAME, after the gin file")
   command.add_argument("--debug", action="store_true", help="show tracebacks")
   command.epilog = "Bindings, --gin.NAME=VALUE, go to every run. Exit code 1 where a run failed."
@@ -79,7 +80,8 @@ def run(arguments: argparse.Namespace, bindings: Sequence[str] = ()) -> int:
   _check(axes, bindings)
   out = Path(arguments.out or Path(OUT) / Path(arguments.gin_file[-1]).stem)
   made = {job.folder: (job, cell) for job, cell in jobs(arguments.gin_file, axes, bindings, out)}
-  ready = [prepare(job) for job, _ in made.values()]
+  kept = lambda there: console.print(f"run with other settings: kept as {there}", markup=False, soft_wrap=True)
+  ready = [prepare(job, kept if arguments.anew else None) for job, _ in made.values()]
   done = sum(job.state == DONE for job in ready)
   console.print(f"{out}: {len(ready)} runs, {done} of them done", soft_wrap=True)
   cells = {folder: cell for folder, (_, cell) in made.items()}

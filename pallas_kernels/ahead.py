@@ -50,11 +50,16 @@ def compiled_for(chip: str, function: Callable[..., Any], *arguments: Any) -> Co
   return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options={"xla_gpu_autotune_level": "0"})
 
 
+def devices(chip: str) -> list[jax.Device]:
+  """The devices of a small slice of a TPU (v5e: 8, v5p and v6e: 4), for programs that are split over several."""
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip]).devices
+
+
 def _device(chip: str) -> jax.Device:
   if chip in TPUS:
-    for name, value in ENVIRONMENT.items():
-      os.environ.setdefault(name, value)
-    return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip]).devices[0]
+    return devices(chip)[0]
   if chip == "h200":
     described = (Path(__file__).parent / "h200.txtpb").read_text()
     return topologies.get_topology_desc(

@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
 
   Attributes:
     bundles: of the whole text.
-    cycles: by unit (MATMUL or MXU, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
+    cycles: by unit (MXU, XLU, VALU, EUP, VLOAD, VSTORE, ...), what its work takes at the least.
     block: bundles of the branch that multiplies most, which a kernel takes for each block of its operands.
     block_cycles: of that branch.
   """
@@ -79,7 +79,7 @@ def parsed(table: str, listing: str) -> Schedule:
     listing: bundles by address; a branch over a region is one with `sbr.rel`, and "PF" marks where the region ended.
   """
   lines = table.splitlines()
-  units = [name.strip() for name in lines[1].split(",")]
+  units = [name.strip().replace("MATMUL", "MXU") for name in lines[1].split(",")]  # as newer releases call it
   there = [int(n) for n in lines[2].split()]
   rows = [[int(n) for n in line.split()] for line in lines[4:] if line.strip()[:1].isdigit()]
 
@@ -88,9 +88,7 @@ def parsed(table: str, listing: str) -> Schedule:
     return {unit: -(-n // many) for unit, n, many in zip(units, used, there, strict=True) if n}
 
   bodies = [rows[first:end] for first, end in _branches(listing)]
-  # The name of the unit is that of libtpu's version.
-  products = lambda used: used.get("MATMUL", 0) + used.get("MXU", 0)
-  block = max(bodies, key=lambda body: products(cycles(body)), default=[])
+  block = max(bodies, key=lambda body: cycles(body).get("MXU", 0), default=[])
   return Schedule(len(rows), cycles(rows), len(block), cycles(block))
 
 

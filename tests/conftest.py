@@ -108,7 +108,7 @@ def weights():
     def one(path: str, shape):
       if path.endswith("scale"):
         return 1 + 0.2 * rng.normal(size=shape)
-      return rng.normal(size=shape) * (1.0 if path.endswith(("table", "router")) else shape[-2] ** -0.5)
+      return rng.normal(size=shape) * (1.0 if path.endswith(("table", "router")) else shape[-2:][0] ** -0.5)
 
     return {p: jnp.asarray(one(p, s.shape), s.dtype) for p, s in sorted(model.shapes.items())}
 

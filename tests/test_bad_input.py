@@ -148,6 +148,10 @@ def test_checkpoint_of_another_model(mtx, tmp_path):
   assert fingerprint(tmp_path / "run") == before
 
 
+def test_a_kernel_that_does_not_do_what_the_model_needs(mtx):
+  says(mtx("attention.impl=splash"), "`attention.impl`: .*'splash' can not do this: .*bias:Buckets", "These can: .*xla")
+
+
 @pytest.mark.parametrize(
   ("binding", "pattern"),
   [
@@ -157,6 +161,8 @@ def test_checkpoint_of_another_model(mtx, tmp_path):
     ("finetune/stage.learning_rates={'.*kernle': 0.1}", "matches no parameter"),
     ("train.cache_dir=%CACHE_DIR", "CACHE_DIR"),
     ("finetune/stage.adapter=@adaptor", "adapter"),
+    ("attention.impl=mosaic_tp", "mosaic_tpu"),
+    ("cross_entropy.impl=xla_chunk", "xla_chunked"),
   ],
 )
 def test_misspelt_bindings_name_the_nearest(mtx, binding, pattern):

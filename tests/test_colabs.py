@@ -90,3 +90,10 @@ def test_the_first_cell_installs_mtx_where_it_is_not(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(done.stdout.strip()).is_relative_to(site)
+
+
+def test_the_first_cell_says_what_it_lacks(tmp_path):
+  """Where mtx is not installed and no address was given, nothing is fetched."""
+  source = code(read(NOTEBOOKS[0]))[0].source
+  done = subprocess.run([sys.executable, "-I", "-S", "-c", source], cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode and "REPOSITORY = an address or a folder" in done.stderr and not list(tmp_path.iterdir())

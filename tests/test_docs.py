@@ -14,6 +14,7 @@ import pytest
 from mtx import ginfile, reproduce, sweep
 from mtx.errors import UserError
 from mtx.run import parser, register
+from mtx.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -100,3 +101,8 @@ def test_the_reference_is_what_the_code_says():
   stale = sorted(name for name in {*made, *written} if made.get(name) != written.get(name))
   assert not stale, f"run `make docs`: {', '.join(stale)} of docs/reference are not what the code says"
   assert "`stage.`" in made["training.md"] and "## mtx decode" in made["commands.md"]
+
+
+def test_every_metric_is_listed():
+  listed = set(re.findall(r"`(\w+)`", (DOCS / "howto" / "score.md").read_text(encoding="utf-8")))
+  assert METRICS.keys() <= listed

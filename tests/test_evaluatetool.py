@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -78,6 +79,20 @@ def test_a_run_ends_with_a_protocol(folder):
   assert {each.split for each in run.evaluated if each.stage == "protocol"} == {"train", "heldout"}
 
 
+def test_the_same_command_judges_nothing_again_until_it_trains_on(folder, mtx):
+  """A model that is loaded is the one that was trained, bit for bit; two more updates make another one."""
+  shutil.copytree(folder / "lora", folder / "again")
+  words = ["train", "--gin_file=run.gin", "--gin.train.run_dir=again", "--gin.train.seed=1"]
+  words += ["--gin.train.stages=[@lora/stage(), @protocol()]"]
+  files = sorted((folder / "again" / "protocol").rglob("*.jsonl"))
+  stamps = [file.stat().st_mtime_ns for file in files]
+  code, text = mtx(*words)
+  assert code == 0 and "judged anew" not in text and [file.stat().st_mtime_ns for file in files] == stamps
+  code, text = mtx(*words, "--gin.lora/stage.steps=4")
+  assert code == 0 and "protocol: the model is not the one that was judged before; it is judged anew" in text
+  assert all(file.stat().st_mtime_ns > stamp for file, stamp in zip(files, stamps, strict=True))
+
+
 def test_two_models_on_one_grid(folder, mtx):
   """A run folder for each model and seed, paired by item; the table; the same command answers nothing again."""
   words = ("evaluate", "plain", "other=lora/model", "--gin_file=run.gin", "--seeds", "0,1", "--out", "grid")
@@ -108,6 +123,16 @@ def test_two_models_on_one_grid(folder, mtx):
   assert table(again) == table(text)
 
 
+def test_a_refusal_leaves_what_is_there(folder, mtx):
+  """Another model under a name that has results: neither they nor their record are touched."""
+  words = ("--gin_file=run.gin", "--out", "named", "--gin.protocol.shots=(0,)", "--gin.protocol.examples=1")
+  assert mtx("evaluate", "m=plain", *words)[0] == 0
+  files = {path: path.read_bytes() for path in (folder / "named").rglob("*") if path.is_file()}
+  code, text = mtx("evaluate", "m=lora", *words)
+  assert code == 2 and "m-0/protocol/zero-shot has results of another model" in text
+  assert {path: path.read_bytes() for path in (folder / "named").rglob("*") if path.is_file()} == files
+
+
 def test_tuned_on_a_few_shots(folder, mtx):
   """All of a model, and adapters: their own, or fresh ones."""
   few = ["--gin.protocol.shots=(0,2)", "--gin.protocol.selectors=()", "--gin.protocol.tuned=@fewshot()"]
@@ -123,6 +148,8 @@ def test_tuned_on_a_few_shots(folder, mtx):
     methods = re.findall(r"\w+", methods)
     assert {row["method"] for row in rows} == {"zero-shot", *(f"2-shot-{method}" for method in methods)}
     assert {(row["shots"], row["step"]) for row in rows} == {(0, 0), (2, 2)}
+  code, text = mtx(*words, f"--gin.fewshot.methods={tuple(methods)}", "--gin.LoRA.rank=2")
+  assert code == 2 and "2-shot-adapters has results of other settings: adapters was" in text
 
 
 def test_the_config_of_the_first_run_is_the_default(mtx):

@@ -14,7 +14,7 @@ ORDER = (
   "tokens", "tasks", "data", "parallel", "models", "adapters", "objectives", "taskgrad", "training", "pretrained",
   "merge", "decode", "eval", "analysis", "report", "bench",
 )  # fmt: skip
-ALL = {"errors"}  # modules beside the packages that every package may use
+ALL = {"errors", "atomic"}  # modules beside the packages that every package may use
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio")
 # All else runs where SeqIO is not installed, task providers too: worker processes read rows without TensorFlow.
 SEQIO = ("tasks/source.py", "tasks/mixture.py", "tasks/registered.py", "tasks/vocabularies.py", "tasks/tfds.py",

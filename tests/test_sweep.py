@@ -14,7 +14,20 @@ import pytest
 from rich.console import Console
 
 from mtx.errors import UserError
-from mtx.launch import DONE, FAILED, QUEUED, RUNNING, STOPPED, Job, by_template, one_by_one, prepare, read, save
+from mtx.launch import (
+  DONE,
+  FAILED,
+  QUEUED,
+  RUNNING,
+  STOPPED,
+  WAITING,
+  Job,
+  by_template,
+  one_by_one,
+  prepare,
+  read,
+  save,
+)
 from mtx.report.log import write_results
 from mtx.run import main
 from mtx.sweep import axis, run_name, summary, write_table
@@ -78,6 +91,10 @@ def test_other_settings_are_noticed(tmp_path):
     prepare(job(tmp_path, "a", rank="8"))
   with pytest.raises(UserError, match=r"rank was 4 and is not bound \(and 1 more\)"):
     prepare(job(tmp_path, "a", alpha="1"))
+  kept: list[Path] = []
+  assert prepare(job(tmp_path, "a", rank="4"), kept.append).state == DONE and not kept
+  assert prepare(job(tmp_path, "a", rank="8"), kept.append).state == WAITING and kept == [tmp_path / "old" / "a.1"]
+  assert read(kept[0]).state == DONE and read(tmp_path / "a").settings == {"rank": "8"}
   (tmp_path / "a" / "job.json").write_text("{")
   with pytest.raises(UserError, match=r"job\.json is no record of a run"):
     prepare(job(tmp_path, "a", rank="4"))

@@ -4,17 +4,36 @@ Caccia et al. 2023, arXiv 2211.03831; Poly (Ponti et al. 2023, arXiv 2202.13914)
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import gin
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from mtx.errors import UserError
+from mtx.errors import UserError, did_you_mean
 from mtx.models.context import Context
 from mtx.models.layers import Axes, param
+from mtx.parallel.kernels import bound, is_tensor_parallel, over_rows
+from pallas_kernels.lowrank import xla
+from pallas_kernels.lowrank.api import BACKENDS, KERNELS, chosen, routed_projection
+
+
+@gin.configurable("routed_projection", allowlist=["impl"])
+def routed_projection_impl(impl: str | None = None) -> str | None:
+  """What computes a projection together with its routed adapter, `routed_projection.impl = 'mosaic_tpu'`.
+
+  Args:
+    impl: a name in `pallas_kernels.lowrank.api.BACKENDS`; None: the fastest that can do it. Backends that are kernels
+      ("mosaic_tpu", "triton") compute whole projections: they need `mesh.tensor = 1`.
+
+  Raises:
+    UserError: no such backend.
+  """
+  if impl is not None and impl not in BACKENDS:
+    raise UserError(f"binding `routed_projection.impl`: no backend {impl!r}.", hint=did_you_mean(impl, BACKENDS))
+  return impl
 
 
 @gin.configurable(denylist=["din", "dout", "axes", "tasks", "rngs"])
@@ -53,13 +72,47 @@ class MHR(nnx.Module):
     shape = (splits, skills, rank, dout // splits)
     self.b = param(nnx.initializers.zeros, shape, ("split", "skill", "rank", "adapter_out"), rngs)
     self.router = param(router_init, (tasks, splits, skills), ("task", "split", "skill"), rngs)
-    self.splits, self.rank = splits, rank
+    self.splits, self.rank, self.impl = splits, rank, routed_projection_impl()
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
-    w = mixture(self.router[...])[ctx.task_ids].astype(x.dtype)
+    """The update alone."""
+    w = mixture(self.router[...])[ctx.task_ids]
     # The scale goes on the small factor, not on the output.
-    a, b = self.a[...].astype(x.dtype), (self.b[...] / self.rank).astype(x.dtype)
-    return (_per_row if ctx.task_ids.ndim == 1 else _per_token)(x, a, b, w)
+    return xla.delta(x, self.a[...].astype(x.dtype), (self.b[...] / self.rank).astype(x.dtype), w)
+
+  def project(
+    self, x: Float[Array, "batch length din"], kernel: Float[Array, "din dout"], ctx: Context
+  ) -> Float[Array, "batch length dout"]:
+    """x W and the update, by the backend that the gin line says.
+
+    Raises:
+      UserError: a backend that can not do it; or one that is a kernel, where projections are split over devices.
+    """
+    w, ids = mixture(self.router[...]), None
+    if ctx.task_ids.ndim == 1:
+      w = w[ctx.task_ids]
+    else:
+      ids = ctx.task_ids
+    a, b = self.a[...], self.b[...]
+    impl = self.impl
+    if impl is None:
+      impl = "xla" if is_tensor_parallel() else chosen(x, kernel, a, b, w, ids)
+    with bound("routed_projection.impl"):
+      return self._by(impl, x, kernel, a, b, w, ids)
+
+  def _by(self, impl: str, x, kernel, a, b, w, ids) -> Float[Array, "batch length dout"]:
+    if impl not in KERNELS:
+      return routed_projection(x, kernel, a, b, w, ids, impl=impl)
+    if is_tensor_parallel():
+      raise UserError(
+        f"binding `routed_projection.impl` = {impl!r}: this kernel computes whole projections, and the mesh splits "
+        "them over `tensor`.",
+        hint="bind mesh.tensor = 1, or leave routed_projection.impl out.",
+      )
+    call = partial(routed_projection, impl=impl)
+    if ids is None:
+      return over_rows(lambda x, w, kernel, a, b: call(x, kernel, a, b, w), (x, w), (kernel, a, b))
+    return over_rows(lambda x, ids, kernel, a, b, w: call(x, kernel, a, b, w, ids), (x, ids), (kernel, a, b, w))
 
 
 def router_init(key, shape, dtype=jnp.float32) -> Float[Array, "task split skill"]:
@@ -71,22 +124,6 @@ def mixture(router: Float[Array, "*task split skill"]) -> Float[Array, "*task sp
   """Mixing weights: sigmoid, normalised over skills. Zeros give exactly 1/S."""
   w = jax.nn.sigmoid(router)
   return w / (w.sum(-1, keepdims=True) + 1e-12)
-
-
-def _per_row(x, a, b, w):
-  """One task a row (w [batch, split, skill]): mixes small factors first, then two thin products."""
-  rows, _, din = x.shape
-  mixed_a = jnp.einsum("bqs,qsdr->bqdr", w, a).reshape(rows, din, -1)
-  mixed_b = jnp.einsum("bqs,qsre->brqe", w, b).reshape(rows, b.shape[2], -1)
-  return checkpoint_name(x @ mixed_a, "low_rank") @ mixed_b
-
-
-def _per_token(x, a, b, w):
-  """One task a token (w [batch, length, split, skill]): the same numbers in skill space, with no per-token factors."""
-  blocks = x.reshape(*x.shape[:-1], a.shape[0], -1)
-  z = jnp.einsum("blqsr,blqs->blr", jnp.einsum("blqd,qsdr->blqsr", blocks, a), w)
-  mixed = jnp.einsum("blqs,blr->blqsr", w, z)
-  return jnp.einsum("blqsr,qsre->blqe", mixed, b).reshape(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mtx.atomic import write
 from mtx.data.cache import CachedMixture
 from mtx.data.feed import validation_batches
 from mtx.errors import UserError
@@ -172,10 +173,7 @@ def remember(file: Path, step: int, tasks: Sequence[str], matrix: Float[np.ndarr
   kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
   rounded = np.round(matrix.astype(float), 6).tolist()
   kept.append(json.dumps({"step": step, "tasks": list(tasks), "cosine": rounded}))
-  file.parent.mkdir(parents=True, exist_ok=True)
-  temporary = file.with_name(f".{file.name}.tmp")
-  temporary.write_text("\n".join(kept) + "\n", encoding="utf-8")
-  temporary.replace(file)
+  write(file, "\n".join(kept) + "\n")
   return [json.loads(line)["cosine"] for line in kept]
 
 

@@ -7,6 +7,8 @@ from functools import cache, cached_property, partial
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from mtx.adapters.poly import MHR
@@ -80,16 +82,24 @@ class Trainer:
     tasks: that routers and losses tell apart.
     rates: regex over parameter paths -> learning rate; the rest is frozen.
     adapter: adapter class for every projection of every block, or None.
+    mesh: None: over all devices. One over TPUs that are not at hand is compiled for, and not run.
   """
 
-  def __init__(self, config: ConfigDict, tasks: int, rates: Mapping[str, float], adapter: Callable | None = None):
+  def __init__(
+    self,
+    config: ConfigDict,
+    tasks: int,
+    rates: Mapping[str, float],
+    adapter: Callable | None = None,
+    mesh: Mesh | None = None,
+  ):
     def make(rngs: nnx.Rngs) -> Model:
       model = build(config, rngs=rngs)
       if adapter is not None:
         inject(model, tasks, rngs, pattern=ADAPTED, method=adapter)
       return model
 
-    self.mesh = make_mesh()
+    self.mesh = make_mesh() if mesh is None else mesh
     self.model = blueprint(make)
     self.rates = rates
     self.shapes, self.frozen_shapes = partition(self.model.shapes, rates)
@@ -100,8 +110,12 @@ class Trainer:
     self.frozen_shardings = {p: parameters[p] for p in self.frozen_shapes}
     objective = partial(cross_entropy, tasks=tasks)
     self.step = make_step(self.model, objective, self.tx, self.shardings, self.frozen_shardings, self.mesh)
-    self.key = jax.device_put(jax.random.key(1), replicated(self.mesh))
     self._compiled: dict[tuple, jax.stages.Compiled] = {}
+
+  @cached_property
+  def key(self) -> PRNGKeyArray:
+    """Randomness of every step."""
+    return jax.device_put(jax.random.key(1), replicated(self.mesh))
 
   @cached_property
   def parameters(self) -> list:
@@ -115,7 +129,9 @@ class Trainer:
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in batch.items()}
     key = tuple((name, s.shape) for name, s in sorted(shapes.items()))
     if key not in self._compiled:
-      self._compiled[key] = self.step.lower(self.abstract, self.frozen_shapes, shapes, self.key).compile()
+      traced = self.step.trace(self.abstract, self.frozen_shapes, shapes, jax.eval_shape(lambda: jax.random.key(1)))
+      tpu = self.mesh.devices.flat[0].platform == "tpu"
+      self._compiled[key] = traced.lower(lowering_platforms=("tpu",) if tpu else None).compile()
     return self._compiled[key]
 
   def __call__(self, batch: Batch) -> None:

@@ -4,8 +4,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Protocol
 
 import gin
 
@@ -13,20 +13,11 @@ from mtx.adapters.poly import new_router
 from mtx.adapters.routes import routing
 from mtx.data.cache import CachedTask, Example
 from mtx.eval.generate import ROWS, Generator
-from mtx.eval.likelihood import Likelihood
-from mtx.eval.rank import Chooser, Ranked, Ranker
+from mtx.eval.rank import Ranked, Ranker
 from mtx.eval.scoring import check_examples, fits, score_lines, with_scores, write_lines
 from mtx.tasks.metrics import find
 from mtx.training.parameters import Params
 from mtx.training.session import Carried, Row, Session, rerouted
-
-
-class Answers(Protocol):
-  """What answers prompts, one text each; `likelihood` is of the same model."""
-
-  @property
-  def likelihood(self) -> Likelihood: ...
-  def __call__(self, params: Params, examples: Sequence[Example], task_ids: Sequence[int]) -> list[str]: ...
 
 
 @gin.configurable("evaluation")
@@ -67,7 +58,7 @@ class Evaluation:
     for metric in self.metrics:
       find(metric)
     self.losses, self.rows = tuple(losses), rows
-    self._generators: dict[tuple[int, int], Answers] = {}
+    self._generators: dict[tuple[int, int], Generator] = {}
 
   def __call__(self, session: Session, carried: Carried, stage: str, step: int, quick: bool) -> list[Row]:
     """Rows of all mixtures; predictions of a full evaluation are written beside the stage's checkpoints."""
@@ -96,13 +87,41 @@ class Evaluation:
         "seed": session.seed,
       }
       predictions = None if quick else session.folder(stage) / f"predictions-{name}-{step}.jsonl"
-      generator = self.generator(session, model)
       samples = partial(session.reporter.samples, stage, step, name)
-      more = self.metrics
-      rows += score_tasks(generator, model.params, mixture.tasks, ids, limit, common, predictions, samples, more)
+      rows += self.score(session, model, mixture.tasks, ids, common, predictions, limit=limit, samples=samples)
     if limit and not quick:
       rows += self._losses(session, carried, {"stage": stage, "method": "likelihood", "step": step})
     return rows
+
+  def score(
+    self,
+    session: Session,
+    model: Carried,
+    tasks: Sequence[CachedTask],
+    task_ids: Sequence[int],
+    common: Row,
+    predictions_file: Path | None,
+    *,
+    limit: int | None = None,
+    samples: Callable[[list[Row]], None] = lambda lines: None,
+  ) -> list[Row]:
+    """`score_tasks` with this evaluation's settings.
+
+    Args:
+      limit: examples of each task; None: `examples`.
+    """
+    return score_tasks(
+      self.generator(session, model),
+      model.params,
+      tasks,
+      task_ids,
+      self.examples if limit is None else limit,
+      common,
+      predictions_file,
+      samples,
+      self.metrics,
+      choose=self.rank,
+    )
 
   def _losses(self, session: Session, carried: Carried, common: Row) -> list[Row]:
     """Mean negative log-likelihood of a target token, of every task that the mixtures in `losses` draw from: over
@@ -119,14 +138,13 @@ class Evaluation:
         rows.append({**common, **about, "value": value, "count": len(sums)})
     return rows
 
-  def generator(self, session: Session, model: Carried) -> Answers:
-    """What answers; one a model and router size, so that each prompt length compiles once in a run."""
+  def generator(self, session: Session, model: Carried) -> Generator:
+    """One a model and router size, so that each prompt length compiles once in a run."""
     key = (id(model.adapter), len(model.tasks))
     if key not in self._generators:
       parts = model.model, session.config, session.mesh, session.mixture("train").vocabulary
       inputs, targets = session.inputs_length, session.targets_length
-      generator = Generator(*parts, inputs_length=inputs, targets_length=targets, rows=self.rows)
-      self._generators[key] = Chooser(Ranker(generator.likelihood), generator) if self.rank else generator
+      self._generators[key] = Generator(*parts, inputs_length=inputs, targets_length=targets, rows=self.rows)
     return self._generators[key]
 
 
@@ -159,9 +177,10 @@ def score_tasks(
   predictions_file: Path | None,
   samples: Callable[[list[Row]], None] = lambda lines: None,
   metrics: Sequence[str] = (),
+  choose: bool = False,
   rank: Callable[[Params, Sequence[Example], Sequence[int]], list[Ranked]] | None = None,
 ) -> list[Row]:
-  """Generates for all tasks in one go (batches mix tasks) and scores each task by its own metrics.
+  """Answers all tasks in one go (batches mix tasks) and scores each task by its own metrics.
 
   Args:
     task_ids: router row of each task.
@@ -170,8 +189,9 @@ def score_tasks(
       of every metric that gives examples one.
     samples: called with those lines, as dicts.
     metrics: beside each task's own, where its examples have what they need.
-    rank: ranks options, of tasks with a metric that needs it; None: by `rank` (`mtx.eval.rank`) with the generator's
-      model.
+    choose: whether the likeliest option is the answer where an example has options, and only others are generated.
+    rank: ranks options, of tasks with a metric that needs it, or where one is chosen; None: by `rank`
+      (`mtx.eval.rank`) with the generator's model.
 
   Returns:
     A row a task and metric; none where a metric is undefined for the examples, as a correlation of equal numbers.
@@ -183,16 +203,19 @@ def score_tasks(
   by_task = [_metrics(task, examples, metrics) for task, examples in zip(tasks, chosen, strict=True)]
   flat = [e for examples in chosen for e in examples]
   ids = [i for i, examples in zip(task_ids, chosen, strict=True) for _ in examples]
-  texts = iter(generator(params, flat, ids))
-  ranked = _ranked(generator, params, chosen, by_task, task_ids, rank)
+  needs = [choose or any(find(metric).ranks for metric in names) for names in by_task]
+  asked = [need and bool(e.get("options")) for need, examples in zip(needs, chosen, strict=True) for e in examples]
+  ranks = _ranked(generator, params, flat, ids, asked, rank)
+  texts = _texts(generator, params, flat, ids, ranks if choose else [None] * len(flat))
+  answers = zip(texts, ranks, strict=True)
   rows: list[Row] = []
   written: list[Row] = []
-  for task, examples, names, order in zip(tasks, chosen, by_task, ranked, strict=True):
+  for task, examples, names in zip(tasks, chosen, by_task, strict=True):
     lines = [
-      {"task": task.name, "id": e["id"], "inputs": e["text"], "prediction": next(texts), "references": e["references"]}
+      {"task": task.name, "id": e["id"], "inputs": e["text"], "prediction": text, "references": e["references"]}
       | ({"options": e["options"]} if e.get("options") else {})
       | ({"option_scores": each.scores.tolist()} if each else {})
-      for e, each in zip(examples, order, strict=True)
+      for e, (text, each) in zip(examples, answers, strict=False)  # of all tasks, in their order
     ]
     found = score_lines(lines, names)
     written += with_scores(lines, found)
@@ -211,13 +234,19 @@ def _metrics(task: CachedTask, examples: Sequence[Example], more: Sequence[str])
   return [*task.metrics, *(m for m in dict.fromkeys(more) if m not in task.metrics and fits(examples, m))]
 
 
-def _ranked(generator, params, chosen, by_task, task_ids, rank) -> list[list[Ranked | None]]:
-  """Of every task, its examples' options in order; None where no metric asks for it."""
-  asks = [any(find(metric).ranks for metric in names) for names in by_task]
-  if not any(asks):
-    return [[None] * len(examples) for examples in chosen]
+def _ranked(generator, params, examples, task_ids, asked, rank) -> list[Ranked | None]:
+  """The options of every example that is asked for, in order; None for others."""
+  if not any(asked):
+    return [None] * len(examples)
   rank = rank or Ranker(generator.likelihood).examples
-  flat = [e for examples, ask in zip(chosen, asks, strict=True) if ask for e in examples]
-  ids = [i for i, examples, ask in zip(task_ids, chosen, asks, strict=True) if ask for _ in examples]
-  found = iter(rank(params, flat, ids))
-  return [[next(found) if ask else None for _ in examples] for examples, ask in zip(chosen, asks, strict=True)]
+  found = iter(rank(params, list(compress(examples, asked)), list(compress(task_ids, asked))))
+  return [next(found) if each else None for each in asked]
+
+
+def _texts(generator, params, examples, task_ids, chosen) -> list[str]:
+  """The option that an example's ranking puts first; what the model says where there is no ranking."""
+  others = [each is None for each in chosen]
+  said = iter(
+    generator(params, list(compress(examples, others)), list(compress(task_ids, others))) if any(others) else ()
+  )
+  return [next(said) if each is None else e["options"][each.index] for e, each in zip(examples, chosen, strict=True)]

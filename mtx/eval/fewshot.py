@@ -13,7 +13,8 @@ from mtx.adapters.poly import ADAPTATIONS, Adaptation, new_router
 from mtx.data import convert
 from mtx.data.cache import CachedTask, Example
 from mtx.errors import UserError, did_you_mean
-from mtx.eval.evaluate import Evaluation, score_tasks
+from mtx.eval.earlier import earlier_rows
+from mtx.eval.evaluate import Evaluation
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.objectives.normalise import normalisation
 from mtx.parallel.mesh import batch_ways
@@ -37,6 +38,8 @@ METHODS = {
 class FewShot:
   """A stage that changes nothing it hands on: each held-out task gets a copy of the model, trained on few examples.
 
+  Written `@NAME/fewshot()`, the scope is the stage's name; without one it is "fewshot".
+
   Attributes:
     mixture: the held-out tasks; their train split is the pool of shots.
     methods: names in `METHODS`: MHR-z, MHR and MHR-mu adapt routed adapters; "adapters" trains any, "full" all there
@@ -55,14 +58,20 @@ class FewShot:
   adapter: Callable | None = None
   name: str = "fewshot"
 
+  def __post_init__(self):
+    if scope := gin.current_scope():
+      object.__setattr__(self, "name", scope[-1])
+
   def run(self, session: Session, before: Carried | None) -> Carried:
     tuned = self.prepared(session, before)
     assert before is not None
     tasks = session.mixture(self.mixture).tasks
     # The run's own evaluation: it has compiled decoding for one router row already.
     evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
+    earlier = earlier_rows(session, self.name, before)
     for name in self.methods:
-      self._adapt_all(session, tuned, tasks, name, evaluation)
+      done = {row["task"] for row in earlier if row["method"] == name}
+      self._adapt_all(session, tuned, tasks, name, evaluation, done)
     return before
 
   def prepared(self, session: Session, before: Carried | None) -> Carried:
@@ -129,8 +138,7 @@ class FewShot:
     ]
     return Adapter(session, tuned, model, shapes, rates, self.steps, adaptation, lengths)
 
-  def _adapt_all(self, session, tuned, tasks, name, evaluation) -> None:
-    done = {r["task"]: r for r in session.reporter.saved_rows(self.name) if r["method"] == name}
+  def _adapt_all(self, session, tuned, tasks, name, evaluation, done) -> None:
     if all(t.name in done for t in tasks):
       session.reporter.note(f"{self.name}: {name} complete, {len(tasks)} tasks loaded")
       return
@@ -140,11 +148,9 @@ class FewShot:
       for i, task in enumerate(tasks, 1):
         if task.name not in done:
           carried, loss = adapt.carried(drawn[task.name], session.key(self.name, name, task.name), task.name)
-          generator = evaluation.generator(session, carried)
           common = {"stage": self.name, "method": name, "split": "heldout", "step": self.steps, "seed": session.seed}
           file = session.folder(self.name) / name / f"{task.name}.jsonl"
-          rows = score_tasks(generator, carried.params, [task], [0], evaluation.examples, common, file)
-          session.reporter.rows(rows)
+          session.reporter.rows(evaluation.score(session, carried, [task], [0], common, file))
           progress.update(i, loss=loss)
         else:
           progress.update(i)

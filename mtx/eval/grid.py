@@ -1,18 +1,21 @@
 """A grid of cells, one by one: what a model answers in each, with its scores, kept so that it can be gone on with."""
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gin
 
+from mtx.atomic import write
 from mtx.decode.settings import Settings
 from mtx.errors import UserError
 from mtx.eval.answer import Answer, Answerer, routed
 from mtx.eval.cells import PLAIN, Cell
+from mtx.eval.earlier import identity
 from mtx.eval.evaluate import judged_split, score_tasks, scored_examples, uniform
 from mtx.eval.fewshot import FewShot, shots
 from mtx.eval.levels import Judged
@@ -22,7 +25,7 @@ from mtx.eval.scoring import write_lines
 from mtx.training.session import Carried, Row, Session
 
 CELL = "cell.json"
-ANEW = "give this protocol another `protocol.name`, write to another folder, or remove this one"
+ANEW = "write to another folder, or remove this one to judge anew"
 
 
 class Grid:
@@ -34,7 +37,7 @@ class Grid:
     judged: the tasks.
     prompts: by name.
     tuned: of cells that are tuned.
-    pool, pool_examples, examples, model: see `mtx.eval.protocol.Protocol`.
+    pool, pool_examples, examples: see `mtx.eval.protocol.Protocol`.
   """
 
   def __init__(
@@ -49,15 +52,26 @@ class Grid:
     pool: str,
     pool_examples: int | None,
     examples: int,
-    model: str,
   ):
-    self.name, self.sessions, self.carried, self.judged, self.model = name, sessions, carried, judged, model
+    self.name, self.sessions, self.carried, self.judged = name, sessions, carried, judged
     self.prompts, self.tuned, self.pool, self.pool_examples = prompts, tuned, pool, pool_examples
     self.examples = examples
     self.vocabulary = sessions[0].mixture("train").vocabulary
     self.answerer = Answerer(sessions[0])
     self.items = {each.task.name: [e["id"] for e in scored_examples(each.task, examples)] for each in judged}
     self._uniform: Carried | None = None
+
+  @cached_property
+  def model(self) -> str:
+    return identity(self.sessions[0], self.carried)
+
+  @cached_property
+  def hung(self) -> str:
+    """Tells the adapters that tuning hangs on the model from others: a hash of their places and shapes."""
+    assert self.tuned is not None
+    shapes = self.sessions[0].blueprint(self.tuned.adapter, 1).shapes
+    text = "".join(f"{path} {shape.shape}\n" for path, shape in sorted(shapes.items()))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
   def __call__(self, cell: Cell) -> Iterator[list[Row]]:
     """The cell's rows of every session in turn. What does not depend on the seed is answered once."""
@@ -165,8 +179,19 @@ class Grid:
     lines = [json.loads(text) for text in file.read_bytes().split(b"\n") if text.strip()]
     return [Answer(line["prediction"], line.get("option_scores")) for line in lines]
 
+  def check(self, cells: Sequence[Cell]) -> None:
+    """Raises UserError where a cell has results of other settings, data or another model."""
+    for cell in cells:
+      for session in self.sessions:
+        self._settings(session.folder(self.name) / cell.method, cell, session)
+
   def _settle(self, folder: Path, cell: Cell, session: Session) -> None:
-    """Keeps what a cell's results depend on beside them.
+    """Keeps what a cell's results depend on beside them."""
+    settings = self._settings(folder, cell, session)
+    write(folder / CELL, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+  def _settings(self, folder: Path, cell: Cell, session: Session) -> dict[str, Any]:
+    """What a cell's results depend on, with the data of tasks that it has results of already.
 
     Raises:
       UserError: results of other settings are there.
@@ -189,6 +214,8 @@ class Grid:
       settings["seed"] = session.seed
     if cell.tuned and self.tuned:
       settings |= {"steps": self.tuned.steps, "learning_rates": dict(self.tuned.learning_rates)}
+      if self.tuned.adapter is not None:
+        settings["adapters"] = self.hung
     splits = lambda task: [judged_split(task), *([self.pool] if cell.shots else [])]
     data = {e.task.name: [e.task.splits[split].folder.name for split in splits(e.task)] for e in self.judged}
     settings = json.loads(json.dumps({**settings, "data": data}))
@@ -202,12 +229,13 @@ class Grid:
       now = {name: value for name, value in settings.items() if name != "data"}
       for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
-          what = f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-          raise UserError(f"{folder} has results of other settings: {what}.", hint=ANEW)
+          what = f"other settings: {name} was {before.get(name)!r} and is {now.get(name)!r}"
+          what = "another model" if name == "model" else what
+          raise UserError(f"{folder} has results of {what}.", hint=ANEW)
       if other := next((task for task in data if known.get(task, data[task]) != data[task]), None):
         raise UserError(f"{folder} has results of other data: task {other} has changed.", hint=ANEW)
       settings["data"] = known | data
-    _write(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+    return settings
 
 
 class Tuner:
@@ -238,11 +266,3 @@ class Tuner:
     avoid = {example["text"].strip() for example in scored_examples(each.task, grid.examples)}
     found = shots(each.task, self._cell.shots, session.seed, pool=grid.pool, avoid=avoid)
     return [reworded(example, self._prompt, grid.vocabulary, each.task.name) for example in found]
-
-
-def _write(path: Path, text: str) -> None:
-  """A reader, or a crash, meets the old file or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)

@@ -1,12 +1,12 @@
 """Files of JSON lines: prompts that are read and checked, and outputs that grow and can be gone on with."""
 
 import json
-import os
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 
+from mtx.atomic import write
 from mtx.errors import UserError, did_you_mean
 
 PROMPTS = ("inputs", "prompt", "turns")
@@ -77,13 +77,10 @@ class Output:
     self._path, self._record = path, path.with_name(path.name + ".settings.json")
     self._file: IO[str] | None = None
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
       if path.exists():
         self._same(record)
       else:
-        temporary = self._record.with_name(self._record.name + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self._record)
+        write(self._record, json.dumps(record, indent=2) + "\n")
       self.done = _complete_lines(path) if path.exists() else 0
     except OSError as error:
       raise UserError(f"{path} can not be written: {error.strerror}.") from error

@@ -21,13 +21,14 @@ import gin
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.averages import MEDIAN, averages, leading, medians
 from mtx.eval.cells import NONE, PLAIN, Cell
+from mtx.eval.earlier import earlier_rows
 from mtx.eval.evaluate import scored_examples
 from mtx.eval.fewshot import FewShot
 from mtx.eval.grid import Grid
 from mtx.eval.levels import LEVELS, Judged, judged_tasks
 from mtx.eval.prompts import Prompt, check_pool
 from mtx.eval.scoring import check_examples
-from mtx.tasks.shots import SELECTORS
+from mtx.tasks.shots import SELECTORS, shows_examples
 from mtx.training.session import Carried, Row, Session
 
 
@@ -35,6 +36,8 @@ from mtx.training.session import Carried, Row, Session
 @dataclass(frozen=True)
 class Protocol:
   """A stage that changes nothing it hands on: judges the model of the stage before it.
+
+  Written `@NAME/protocol()`, the scope is the stage's name; without one it is "protocol".
 
   Attributes:
     shots: numbers of solved examples; 0 is zero-shot. A larger number contains a smaller one.
@@ -67,6 +70,8 @@ class Protocol:
   name: str = "protocol"
 
   def __post_init__(self):
+    if scope := gin.current_scope():
+      object.__setattr__(self, "name", scope[-1])
     if not self.shots or any(not isinstance(k, int) or k < 0 for k in self.shots):
       raise UserError(f"binding `protocol.shots` is {self.shots!r}.", hint="numbers of examples, (0, 5) for example")
     for binding, number in (("examples", self.examples), ("inputs_length", self.inputs_length)):
@@ -100,20 +105,20 @@ class Protocol:
         "`protocol` judges the model of the stage before it, and there is none.",
         hint="judge models that are there by `mtx evaluate MODEL --gin_file=FILE`",
       )
+    earlier_rows(session, self.name, before)  # a model that was trained on is judged anew
     self.grid([session], before)
     return before
 
-  def grid(self, sessions: Sequence[Session], carried: Carried, *, model: str = "") -> list[list[Row]]:
+  def grid(self, sessions: Sequence[Session], carried: Carried) -> list[list[Row]]:
     """The rows of all cells, of every session in turn; what is done already is only read.
 
     Args:
       sessions: of one model and one set of tasks, that differ in seed and folder.
-      model: what tells it from another one whose results may lie in the same folder.
 
     Raises:
       UserError: see `judged_tasks`, `check_pool` and `mtx.tasks.shots.shots`; a metric that needs what an example has
         not; shots that are judged, or too few of them; a prompt that is longer than the model's positions; results of
-        other settings in the folder; a damaged predictions file.
+        other settings, or of another model, in the folder; a damaged predictions file.
     """
     sessions = [replace(each, inputs_length=self.inputs_length or each.inputs_length) for each in sessions]
     first = sessions[0]
@@ -128,6 +133,9 @@ class Protocol:
     )
     if left_out:
       first.reporter.note(f"{self.name}: {len(left_out)} tasks have no test or validation split: {left_out[0]} ...")
+    if own := [each.task.name for each in judged if shows_examples(each.task.name)]:
+      text = f"the prompts of {len(own)} tasks begin with shots of their own, to which cells add: {own[0]} ..."
+      first.reporter.note(f"{self.name}: {text}")
     self._check(first, judged)
     if self.tuned and max(self.shots):
       self.tuned.check(carried)
@@ -141,9 +149,11 @@ class Protocol:
       pool=self.pool,
       pool_examples=self.pool_examples,
       examples=self.examples,
-      model=model,
     )
     cells = self.cells()
+    grid.check(cells)
+    for session in sessions:
+      session.reporter.record()  # nothing is refused any more
     found: list[list[Row]] = [[] for _ in sessions]
     with first.reporter.progress(self.name, len(cells) * len(sessions), 0) as progress:
       for i, cell in enumerate(cells):
@@ -153,7 +163,7 @@ class Protocol:
           if rows and (cell.seeded or not j):
             of_cell = averages(leading(rows))
             scores = f"macro {of_cell.macro:.1f}, micro {of_cell.micro:.1f}"
-            progress.note(f"{self.name}: {cell.method}{seed}: {scores}")
+            progress.note(f"{cell.method}{seed}: {scores}")
           progress.update(i * len(sessions) + j + 1)
     for session, rows in zip(sessions, found, strict=True):
       over = [{**row, "method": Cell(row["shots"], row["selector"], MEDIAN).method} for row in medians(rows)]

@@ -1,6 +1,6 @@
 """Which of an example's options a model finds likeliest: rank classification (Sanh et al. 2022, arXiv 2110.08207)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gin
@@ -126,31 +126,6 @@ class Ranker:
     vocabulary = self.likelihood.vocabulary
     opens = [] if vocabulary.opens_id is None else [vocabulary.opens_id]
     return np.array([*opens, *vocabulary.encode(text), *([vocabulary.eos_id] if close else [])], np.int32)
-
-
-class Chooser:
-  """Answers an example that has options with the likeliest one, and any other with what `generate` makes of it.
-
-  Args:
-    generate: `(params, examples, task_ids) -> texts`, as `mtx.eval.generate.Generator` is.
-  """
-
-  def __init__(self, ranker: Ranker, generate: Callable[[Params, Sequence[Example], Sequence[int]], list[str]]):
-    self._ranker, self._generate, self.likelihood = ranker, generate, ranker.likelihood
-
-  def __call__(self, params: Params, examples: Sequence[Example], task_ids: Sequence[int]) -> list[str]:
-    """One text an example."""
-    ranked = [i for i, example in enumerate(examples) if example.get("options")]
-    others = [i for i, example in enumerate(examples) if not example.get("options")]
-    texts = dict.fromkeys(range(len(examples)), "")
-    if ranked:
-      these = [examples[i] for i in ranked]
-      found = self._ranker.examples(params, these, [task_ids[i] for i in ranked])
-      texts |= {i: examples[i]["options"][each.index] for i, each in zip(ranked, found, strict=True)}
-    if others:
-      said = self._generate(params, [examples[i] for i in others], [task_ids[i] for i in others])
-      texts |= dict(zip(others, said, strict=True))
-    return list(texts.values())
 
 
 def correct(examples: Sequence[Example], ranked: Sequence[Ranked]) -> list[bool]:

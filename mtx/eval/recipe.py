@@ -6,7 +6,6 @@ runs with. An arm is bindings over that file, and an arm with a seed is one run.
 
 import fnmatch
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from jaxtyping import Float64
 
 from mtx.errors import UserError, did_you_mean
 from mtx.eval.criteria import Criterion, Name, criteria
+from mtx.eval.predictions import Answer, read_predictions
 from mtx.eval.statistics import Aligned, Interval, Item, align, holm, paired_bootstrap
 
 FIELDS = (
@@ -246,42 +246,24 @@ def predicted(folder: Path, row: Row) -> dict[Item, float]:
   """(task, id) -> score of a row's examples, from the run's predictions; empty where there are none.
 
   Raises:
-    UserError: a line that is no JSON object; file and line are named.
+    UserError: a line that is no prediction; file and line are named.
   """
   stage = folder / str(row["stage"])
-  files = [stage / str(row["method"]) / f"{row['task']}.jsonl", *stage.glob(f"predictions-*-{row['step']}.jsonl")]
-  found: dict[Item, float] = {}
-  for file in files:
-    if found or not file.is_file():
-      continue
-    written = file.stat()
-    for number, line in enumerate(_lines(file, (written.st_mtime_ns, written.st_size)), 1):
-      try:
-        if line["task"] == row["task"] and row["metric"] in line:
-          found[line["task"], line["id"]] = float(line[row["metric"]])
-      except (ValueError, TypeError, KeyError) as error:
-        raise _no_prediction(file, number, error) from error
-  return found
+  for file in (stage / str(row["method"]) / f"{row['task']}.jsonl", *stage.glob(f"predictions-*-{row['step']}.jsonl")):
+    if file.is_file():
+      written = file.stat()
+      answers = _answers(file, (written.st_mtime_ns, written.st_size))
+      metric = row["metric"]
+      found = {i: a.scores[metric] for i, a in answers.items() if i[0] == row["task"] and metric in a.scores}
+      if found:
+        return found
+  return {}
 
 
 @functools.lru_cache(maxsize=32)
-def _lines(file: Path, written: tuple[int, int]) -> list[Any]:
-  """The file's lines, parsed once for all of its tasks and all criteria; `written` tells a file from its successor.
-
-  Lines end with a line feed alone: an answer may hold other characters that end lines, such as U+2028.
-  """
-  made = []
-  for number, text in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
-    try:
-      made.append(json.loads(text))
-    except ValueError as error:
-      raise _no_prediction(file, number, error) from error
-  return made
-
-
-def _no_prediction(file: Path, number: int, error: Exception) -> UserError:
-  hint = "evaluate again: remove the file and run the same command"
-  return UserError(f"{file}:{number} is no prediction: {error}.", hint=hint)
+def _answers(file: Path, written: tuple[int, int]) -> Mapping[Item, Answer]:
+  """The file's, read once for all of its tasks and all criteria; `written` tells a file from its successor."""
+  return read_predictions(file)
 
 
 def _same_grain(

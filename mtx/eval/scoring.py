@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtx.atomic import write
 from mtx.errors import UserError
 from mtx.tasks.answers import Answers
 from mtx.tasks.metrics import Score, evaluate, find, lacking
@@ -73,9 +73,5 @@ def with_scores(lines: Sequence[Line], found: Mapping[str, Score]) -> list[dict[
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
-  """Writes a predictions file; a reader, or a crash, meets the old one or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.new")
-  text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
+  """Writes a predictions file."""
+  write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))

@@ -1,7 +1,7 @@
 """Single-task baselines: every task of a mixture gets a model of its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from mtx.data.cache import CachedMixture, CachedTask
 from mtx.errors import UserError
-from mtx.eval.evaluate import Evaluation, score_tasks
+from mtx.eval.earlier import earlier_rows
+from mtx.eval.evaluate import Evaluation
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.objectives.normalise import normalisation
 from mtx.training.loop import Every, fit
@@ -50,9 +51,8 @@ class SingleTask(Stage):
     carried = Carried(model, start, self.adapter, ("a single task",), before is not None and before.trained)
     # The run's own evaluation: it has compiled decoding of this model already, if a stage before had the same.
     evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
-    generator = evaluation.generator(session, carried)
     train = self.trainer(session, carried)
-    done = {row["task"] for row in session.reporter.saved_rows(self.name)}
+    done = {row["task"] for row in earlier_rows(session, self.name, carried)}
     common = {"stage": self.name, "method": "trained", "split": "train", "step": self.steps, "seed": session.seed}
     with session.reporter.progress(self.name, len(tasks), 0) as progress:
       for number, task in enumerate(tasks, 1):
@@ -60,7 +60,8 @@ class SingleTask(Stage):
         if task.name not in done:
           params, loss["loss"] = train(task)
           file = session.folder(self.name) / "trained" / f"{task.name}.jsonl"
-          session.reporter.rows(score_tasks(generator, params, [task], [0], evaluation.examples, common, file))
+          trained = replace(carried, params=params)
+          session.reporter.rows(evaluation.score(session, trained, [task], [0], common, file))
         progress.update(number, **loss)
     return carried
 

@@ -17,7 +17,8 @@ import numpy as np
 from mtx.data import convert
 from mtx.data.cache import CachedTask, Example
 from mtx.errors import UserError, did_you_mean
-from mtx.eval.evaluate import Evaluation, score_tasks
+from mtx.eval.earlier import earlier_rows
+from mtx.eval.evaluate import Evaluation
 from mtx.eval.fewshot import round_up, shots
 from mtx.objectives.cross_entropy import cross_entropy
 from mtx.parallel.mesh import check_batch
@@ -78,7 +79,7 @@ class Tune:
     tasks = session.mixture(self.mixture).tasks
     # The run's own evaluation: it has compiled decoding already.
     evaluation = session.evaluate if isinstance(session.evaluate, Evaluation) else Evaluation()
-    done = {(row["method"], row["task"]) for row in session.reporter.saved_rows(self.name)}
+    done = {(row["method"], row["task"]) for row in earlier_rows(session, self.name, before)}
     plan = [each for each in self._plan(tasks) if any((each[0], task.name) not in done for task in each[3])]
     if not plan:
       session.reporter.note(f"{self.name}: complete")
@@ -88,14 +89,12 @@ class Tune:
       for i, (method, setting, fraction, members) in enumerate(plan, 1):
         data = [e for t in members for e in shots(t, _part(t, fraction), session.seed)] if fraction else []
         tuned, loss = tuner(data, f"{method} {members[0].name}")
-        generator = evaluation.generator(session, tuned)
         common = {"stage": self.name, "method": method, "split": "heldout", "step": tuner.steps(len(data)),
                   "seed": session.seed, "setting": setting, "fraction": fraction}  # fmt: skip
         # A file a task: a line of one model never mixes with that of another.
         for task in members:
           file = session.folder(self.name) / method / f"{task.name}.jsonl"
-          rows = score_tasks(generator, tuned.params, [task], [0], evaluation.examples, common, file)
-          session.reporter.rows(rows)
+          session.reporter.rows(evaluation.score(session, tuned, [task], [0], common, file))
         progress.update(i, loss=loss)
     return before
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import gin
 import jax
@@ -16,24 +17,39 @@ from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import Dense, RMSNorm, param
 from mtx.models.rope import Turn, rotate
-from pallas_kernels.attention.api import BACKENDS, attention
+from mtx.parallel.activations import SPLIT
+from mtx.parallel.kernels import bound
+from mtx.parallel.mesh import ROWS
+from pallas_kernels.attention.api import BACKENDS
 from pallas_kernels.attention.bias import Buckets
+from pallas_kernels.attention.decode import Cached
+from pallas_kernels.attention.sharded import attention, in_cache
 from pallas_kernels.attention.spec import AttentionSpec
 
 
-@gin.configurable("attention", allowlist=["impl"])
-def attention_impl(impl: str | None = None) -> str | None:
-  """The attention backend that models are built with, `attention.impl = 'xla_chunked'`.
+class Backends(NamedTuple):
+  """What `attention_backends` gives."""
+
+  impl: str | None
+  decode_impl: str | None
+
+
+@gin.configurable("attention", allowlist=["impl", "decode_impl"])
+def attention_backends(impl: str | None = None, decode_impl: str | None = None) -> Backends:
+  """The attention backends that models are built with, `attention.impl = 'xla_chunked'`.
 
   Args:
     impl: a name in `pallas_kernels.attention.api.BACKENDS`; None: the fastest that honours what a model asks for.
+    decode_impl: the same for decoding steps, which have a cache and few queries; None: the kernel of the device where
+      it has one that can do it, as 'decode_tpu', else `impl`.
 
   Raises:
     UserError: no such backend.
   """
-  if impl is not None and impl not in BACKENDS:
-    raise UserError(f"binding `attention.impl`: no backend {impl!r}.", hint=did_you_mean(impl, BACKENDS))
-  return impl
+  for name, value in (("impl", impl), ("decode_impl", decode_impl)):
+    if value is not None and value not in BACKENDS:
+      raise UserError(f"binding `attention.{name}`: no backend {value!r}.", hint=did_you_mean(value, BACKENDS))
+  return Backends(impl, decode_impl)
 
 
 class RelativeBias(nnx.Module):
@@ -76,7 +92,7 @@ class Attention(nnx.Module):
     self.q_norm = each() if c.qk_norm else None
     self.k_norm = each() if c.qk_norm else None
     self.d_kv, self.scale, self.soft_cap = c.d_kv, c.attention_scale, c.attention_soft_cap
-    self.impl = attention_impl()
+    self.backends = attention_backends()
 
   def split(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch length heads d_kv"]:
     return x.reshape(*x.shape[:-1], -1, self.d_kv)
@@ -94,24 +110,36 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, "batch query d_model"],
     ctx: Context,
-    keys_values: dict[str, Array],
+    keys_values: dict[str, Array] | Cached,
     spec: AttentionSpec,
     turn: Turn | None = None,
   ) -> Float[Array, "batch query d_model"]:
+    """What x sees, projected back.
+
+    Args:
+      keys_values: as the method of that name gives them, or a layer of a cache.
+    """
     q = self.split(self.q(x, ctx.fold(0)))
     if self.q_norm is not None:
       q = self.q_norm(q)
     if turn is not None:
       q = rotate(q, turn)
     spec = replace(spec, scale=self.scale, soft_cap=self.soft_cap)
-    y = attention(q, keys_values["k"], keys_values["v"], spec, impl=self.impl)
+    impl, decode_impl = self.backends
+    rows, heads = ROWS, SPLIT["heads"]
+    if isinstance(keys_values, Cached):
+      with bound("attention.decode_impl" if decode_impl else "attention.impl"):
+        y = in_cache(q, keys_values, spec, impl=impl, decode_impl=decode_impl, rows=rows, heads=heads)
+    else:
+      with bound("attention.impl"):
+        y = attention(q, keys_values["k"], keys_values["v"], spec, impl=impl, rows=rows, heads=heads)
     return self.o(y.reshape(*y.shape[:-2], -1), ctx.fold(3))
 
 
 # Keys and values in a cache are [layer, batch, kv_heads, length, d_kv]: what one head reads at a step lies together,
 # and no step transposes the whole cache.
 def stored(fresh: dict[str, Array]) -> dict[str, Array]:
-  """Keys and values [..., length, kv_heads, d_kv] in the order of the cache, and back."""
+  """Keys and values [..., length, kv_heads, d_kv] in the order of the cache."""
   return jax.tree.map(lambda x: jnp.swapaxes(x, -3, -2), fresh)
 
 

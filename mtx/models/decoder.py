@@ -27,7 +27,7 @@ class Decoder(nnx.Module):
     prefix = batch["decoder_causal_attention"] > 0 if self.config.architecture == "prefix" else None
     spec = AttentionSpec(ctx.segment_ids, ctx.segment_ids, prefix=prefix, causal=True)
     x, _ = self.decoder(self.head.embed(batch["decoder_input_tokens"], ctx.positions), ctx, spec)
-    return Outputs(self.head.logits(x, ctx))
+    return self.head.outputs(x, ctx)
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Runs prompts, padded on either side; returns the first logits and a cache with room for `length` more tokens."""

@@ -34,7 +34,7 @@ class EncoderDecoder(nnx.Module):
     source = (encoded, ctx.with_key(None), AttentionSpec(out.segment_ids, ctx.segment_ids))
     x = self.head.embed(batch["decoder_input_tokens"], out.positions)
     x, _ = self.decoder(x, out, AttentionSpec(out.segment_ids, out.segment_ids, causal=True), source=source)
-    return Outputs(self.head.logits(x, out))
+    return self.head.outputs(x, out)
 
   def prefill(self, prompts: dict[str, Array], length: int) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Encodes prompts (one example a row, right-padded); returns first logits and a cache for `length` more tokens."""

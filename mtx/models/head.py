@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from mtx.models.context import Context
 from mtx.models.layers import Dense, Embedding, norm, param
+from mtx.models.outputs import Outputs
 from mtx.parallel.activations import gathered
+from pallas_kernels.cross_entropy.head import LinearHead
 
 
 class Entry(nnx.Module):
@@ -64,3 +66,11 @@ class Head(nnx.Module):
     if self.bias is not None:
       y = y + self.bias[...]
     return jnp.tanh(y / self.soft_cap) * self.soft_cap if self.soft_cap else y
+
+  def outputs(self, x: Float[Array, "batch length d_model"], ctx: Context) -> Outputs:
+    """Logits, and what they can be computed from without all being in memory."""
+    if not self.tied and self.projection.adapter is not None:
+      return Outputs(self.logits(x, ctx))
+    weight = self.embedding.table[...] if self.tied else self.projection.kernel[...]
+    bias = None if self.bias is None else self.bias[...]
+    return Outputs(self.logits(x, ctx), x, LinearHead(weight, bias, self.tied, self.scale, self.soft_cap))

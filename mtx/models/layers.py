@@ -22,7 +22,10 @@ def param(init, shape: tuple[int, ...], axes: Axes, rngs: nnx.Rngs) -> nnx.Param
 
 
 class Dense(nnx.Module):
-  """y = x W (+ b), plus whatever the adapter adds. The only projection class, and the only hook."""
+  """y = x W (+ b), plus whatever the adapter adds. The only projection class, and the only hook.
+
+  An adapter is called for what it adds, `adapter(x, ctx)`; one that has `project(x, kernel, ctx)` computes x W as well.
+  """
 
   def __init__(self, din: int, dout: int, axes: Axes, *, std: float, rngs: nnx.Rngs, bias: bool = False):
     self.kernel = param(nnx.initializers.normal(std), (din, dout), axes, rngs)
@@ -32,10 +35,12 @@ class Dense(nnx.Module):
     self.adapter: nnx.Module | None = nnx.data(None)
 
   def __call__(self, x: Float[Array, "batch length din"], ctx: Context) -> Float[Array, "batch length dout"]:
-    y = x @ gathered(self.kernel[...].astype(x.dtype), self.axes)
+    kernel = gathered(self.kernel[...].astype(x.dtype), self.axes)
+    project = getattr(self.adapter, "project", None)
+    y = x @ kernel if project is None else project(x, kernel, ctx)
     if self.bias is not None:
       y = y + self.bias[...].astype(x.dtype)
-    if self.adapter is not None:
+    if self.adapter is not None and project is None:
       y = y + self.adapter(x, ctx).astype(x.dtype)
     return checkpoint_name(laid(y, self.axes[-1]), "projection")
 

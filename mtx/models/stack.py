@@ -10,13 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from mtx.errors import UserError
-from mtx.models.attention import Attention, RelativeBias, alibi_slopes, attention_impl, stored, write
+from mtx.models.attention import Attention, RelativeBias, alibi_slopes, attention_backends, stored, write
 from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import SAVED, Dense, dropout, norm
 from mtx.models.rope import Turn, frequencies, turn
-from pallas_kernels.attention.api import prepared
+from pallas_kernels.attention import api, decode
 from pallas_kernels.attention.bias import Alibi, Bias, DenseBias
+from pallas_kernels.attention.decode import Cached
 from pallas_kernels.attention.spec import AttentionSpec
 
 ACTIVATIONS = {
@@ -70,8 +71,8 @@ class Block(nnx.Module):
     Args:
       x: [batch, query, d_model].
       source: (encoder output, encoder context, who sees what of it) of an encoder-decoder.
-      cache: when decoding, a function from this call's keys and values to all that a query may see, and this
-        layer's cross keys and values.
+      cache: when decoding, a function from this call's keys and values to all that a query may see, and the cross keys
+        and values.
     """
     keys = [None] * 4 if ctx.key is None else list(jax.random.split(ctx.key, 4))
     extended, cross = (None, None) if cache is None else cache
@@ -127,7 +128,7 @@ class Stack(nnx.Module):
     )
     self.relative_bias = learned() if c.relative_buckets else None
     self.depth, self.rate, self.remat, self.unroll = layers, c.dropout, c.remat, c.unroll
-    self.impl = attention_impl()
+    self.backends = attention_backends()
     self.heads, self.d_kv = (c.heads, kv_heads(c)), c.d_kv
     self.alibi = c.heads if c.alibi else 0
     self.window = c.window
@@ -161,7 +162,11 @@ class Stack(nnx.Module):
       )
     heads = lambda n, length: jax.ShapeDtypeStruct((x.shape[0], length, n, self.d_kv), x.dtype)
     spec = replace(spec, bias=self._bias(x.shape[1], length, spec.offset))
-    spec = prepared(spec, heads(self.heads[0], x.shape[1]), heads(self.heads[1], length), self.impl)
+    q, k = heads(self.heads[0], x.shape[1]), heads(self.heads[1], length)
+    if cache is None:
+      spec = api.prepared(spec, q, k, self.backends.impl)
+    else:
+      spec = decode.prepared(spec, q, k, **self.backends._asdict())
     turns = [
       None if f is None else turn(ctx.positions, np.array(f), magnitude)
       for f, magnitude in zip(self.frequencies, self.magnitudes, strict=True)
@@ -195,18 +200,18 @@ class Stack(nnx.Module):
       # The cache is carried and not scanned over: it is then written in place, and not copied once a step.
       def step(carry, layer):
         x, kept = carry
-        i, block, key, windowed, cross = layer
+        i, block, key, windowed = layer
         held = []
 
         def extended(fresh):
           held.append(write(kept, fresh, i, jnp.asarray(index)))
-          return stored(jax.tree.map(lambda each: each[i], held[0]))
+          return Cached(**held[0], layer=i)
 
-        known = (extended, None if cross is None else stored(cross))
+        known = (extended, Cached(**cache["cross"], layer=i) if "cross" in cache else None)
         x = block(x, ctx.with_key(key), *positions(windowed), source=source, cache=known)
         return (x, held[0]), None
 
-      xs = (jnp.arange(self.depth), self.layers, layer_keys, windowed, cache.get("cross"))
+      xs = (jnp.arange(self.depth), self.layers, layer_keys, windowed)
       (x, kept), _ = jax.lax.scan(step, (x, cache["self"]), xs, unroll=self.unroll)
       cache = {**cache, "self": kept}
     if self.norm is not None:

@@ -128,10 +128,9 @@ def _common_tasks(
 def _other_data(title: str, chosen: Mapping[str, Mapping[int, Evaluated]]) -> list[str]:
   """A note where items of the same name are not the same: then nothing is paired, whatever their names say."""
   (first, runs), *others = chosen.items()
-  asked = next(iter(runs.values())).answers
   for arm, of in others:
-    for evaluated in of.values():
-      found = evaluated.answers
+    for seed, evaluated in of.items():
+      asked, found = runs[seed].answers, evaluated.answers  # another seed may show other examples in its prompts
       unequal = [i for i in asked if (asked[i].inputs, asked[i].references) != (found[i].inputs, found[i].references)]
       if unequal:
         where = "/".join(unequal[0])

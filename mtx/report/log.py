@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import histogram, scalar, text
 
+from mtx.atomic import write
 from mtx.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -68,7 +69,7 @@ class RunLog:
     self.close()
     kept = [m for m in _read_lines(self.path) if m["stage"] != self.stage or m["step"] <= step]
     if self.path.exists():
-      replace(self.path, "".join(_line(m) for m in kept))
+      write(self.path, "".join(_line(m) for m in kept))
     self._open(purge_step=0)
     if self.events.with_name(f"{self.stage}-evaluation").exists():
       self._evaluation(purge_step=step + 1)
@@ -106,9 +107,8 @@ class RunLog:
     splits = range(weights.shape[1])
     self._add_evaluation(step, [histogram(f"routes/split_{i}", weights[:, i].ravel(), ROUTE_BINS) for i in splits])
     path = self.path.parent / self.stage / ROUTING
-    path.parent.mkdir(parents=True, exist_ok=True)
     rounded = np.round(weights.astype(float), 5).tolist()
-    replace(path, json.dumps({"step": int(step), "tasks": list(tasks), "weights": rounded}) + "\n")
+    write(path, json.dumps({"step": int(step), "tasks": list(tasks), "weights": rounded}) + "\n")
 
   def samples(self, step: int, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Logs some predictions as a table of text, the first of every task in turn.
@@ -147,7 +147,7 @@ class RunLog:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
       # A killed process left half a line; to append to it would lose the next one too.
-      replace(self.path, "".join(map(_line, _read_lines(self.path))))
+      write(self.path, "".join(map(_line, _read_lines(self.path))))
     self._file = self.path.open("a", encoding="utf-8")
     self._writer = _writer(self.events, purge_step)
 
@@ -216,10 +216,21 @@ def write_results(run_dir: str | os.PathLike, rows: Iterable[Mapping[str, Any]])
   """
   table = {_key(row): dict(row) for row in read_results(run_dir)}
   table.update({_key(row): dict(row) for row in rows})
-  lines = ",\n".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in table.values())
-  path = Path(run_dir) / RESULTS
-  path.parent.mkdir(parents=True, exist_ok=True)
-  replace(path, f"[\n{lines}\n]\n")
+  _write_results(run_dir, table.values())
+
+
+def forget_results(run_dir: str | os.PathLike, stage: str) -> None:
+  """Removes the rows of a stage from results.json in one rename.
+
+  Raises:
+    UserError: results.json exists and is not a JSON list.
+  """
+  _write_results(run_dir, [row for row in read_results(run_dir) if row["stage"] != stage])
+
+
+def _write_results(run_dir: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+  lines = ",\n".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in rows)
+  write(Path(run_dir) / RESULTS, f"[\n{lines}\n]\n")
 
 
 def read_results(run_dir: str | os.PathLike) -> list[dict]:
@@ -281,17 +292,3 @@ def _plain(row: Mapping[str, Any]) -> dict:
 
 def _numbers(row: Mapping[str, Any]) -> dict:
   return {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
-
-
-def replace(path: Path, text: str) -> None:
-  """Writes a file so that a reader, or a crash, meets the old one or the new one."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise

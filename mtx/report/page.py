@@ -11,11 +11,12 @@ import markupsafe
 import numpy as np
 
 from mtx.analysis.gradients import METRIC
+from mtx.atomic import write
 from mtx.report import answers, contrast, figures, similarity
 from mtx.report.compare import Compared, compare_methods, compare_runs
 from mtx.report.config import differences, unequal
-from mtx.report.log import replace
 from mtx.report.progress import duration, quantity
+from mtx.report.protocol import protocol_lines, protocol_notes, protocols
 from mtx.report.runs import Run, arms
 from mtx.report.table import (
   MAX_TASKS,
@@ -61,6 +62,7 @@ def write_page(runs: Sequence[Run], path: str | os.PathLike) -> tuple[Path, list
     "runs": runs,
     "unfinished": lines,
     "notes": notes,
+    **_protocol(runs),
     "compared": compared,
     "compared_open": _opened(compared),
     "forests": [
@@ -79,8 +81,7 @@ def write_page(runs: Sequence[Run], path: str | os.PathLike) -> tuple[Path, list
     "categories": {task: category for run in runs for task, category in run.categories.items()},
     **(_of_one(runs[0]) if len(runs) == 1 else _of_several(runs)),
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  replace(path, _templates().get_template("page.html").render(given))
+  write(path, _templates().get_template("page.html").render(given))
   return path, lines + notes
 
 
@@ -152,6 +153,12 @@ def _of_several(runs: Sequence[Run]) -> dict[str, Any]:
     "unequal_gin": differences([run.gin for run in runs]),
     "unequal_made": unequal([{name: ", ".join(values) for name, values in _made(run).items()} for run in runs]),
   }
+
+
+def _protocol(runs: Sequence[Run]) -> dict[str, Any]:
+  """Averages by level and cell, a model an arm; nothing where no run has a protocol."""
+  rows = protocols({arm: [row for run in of.values() for row in run.rows] for arm, of in arms(runs).items()})
+  return {"protocol": protocol_lines(rows), "protocol_models": list(rows), "protocol_notes": protocol_notes(rows)}
 
 
 def _opened(compared: Sequence[Compared]) -> int:

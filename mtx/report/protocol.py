@@ -1,6 +1,7 @@
 """What models score on a protocol, as tables: by level and cell, and by category."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtx.eval.averages import MEDIAN, Averages, averages, leading
+from mtx.eval.cells import Cell as Asked
 from mtx.eval.levels import LEVELS
 from mtx.report.table import Cell
 
@@ -23,47 +25,93 @@ Row = Mapping[str, Any]
 Key = tuple[str, int, str]  # level, shots, selector
 
 
+@dataclass(frozen=True)
+class Line:
+  """A level, a number of shots and how they are chosen, asked by one prompt, or the median over prompts.
+
+  Attributes:
+    level, shots, selector: as people read them; empty where the line before has the same.
+    prompt: its name; "" where there is one alone.
+    cells: of each model, macro and micro average; None where it was not asked so.
+    median, begins: whether it is the median of several prompts; whether a level begins.
+  """
+
+  level: str
+  shots: str
+  selector: str
+  prompt: str
+  cells: tuple[tuple[Cell | None, Cell | None], ...]
+  median: bool
+  begins: bool
+
+
 def protocol_tables(runs: Mapping[str, Iterable[Row]]) -> Group:
   """A line a level, number of shots, selector and prompt, and one for the median over prompts; then one a category.
 
   Args:
     runs: model -> rows of a protocol, of all seeds.
   """
-  rows = {model: leading(row for row in mine if "level" in row) for model, mine in runs.items()}
-  keys = _keys(row for mine in rows.values() for row in mine)
-  return Group(_by_level(rows, keys), Text(), _by_category(rows, keys))
+  rows = protocols(runs)
+  return Group(_by_level(rows), Text(), _by_category(rows, _keys(row for mine in rows.values() for row in mine)))
 
 
-def _by_level(rows: Mapping[str, Sequence[Row]], keys: Sequence[Key]) -> Table:
+def protocol_lines(rows: Mapping[str, Sequence[Row]]) -> list[Line]:
+  """The lines of the first of these tables, of what `protocols` gives."""
   several = len({row["prompt"] for mine in rows.values() for row in mine}) > 1
+  lines: list[Line] = []
+  before: Key | None = None
+  for key in _keys(row for mine in rows.values() for row in mine):
+    found = {model: _of(mine, key) for model, mine in rows.items()}
+    prompts = list(dict.fromkeys(row["prompt"] for mine in found.values() for row in mine)) if several else []
+    for number, prompt in enumerate([*prompts, MEDIAN] if len(prompts) > 1 else prompts or [MEDIAN]):
+      words = ("", "", "") if number else _words(key, before)
+      cells = []
+      for mine in found.values():
+        chosen = mine if prompt == MEDIAN else [row for row in mine if row["prompt"] == prompt]
+        cells.append((_cell(chosen, lambda a: a.macro), _cell(chosen, lambda a: a.micro)))
+      median = several and prompt == MEDIAN
+      begins = not number and (before is None or before[0] != key[0])
+      lines.append(Line(*words, prompt if several else "", tuple(cells), median, begins))
+    before = key
+  return lines
+
+
+def protocols(runs: Mapping[str, Iterable[Row]]) -> dict[str, list[Row]]:
+  """Main rows of every protocol by model, with the stage's name where a model has several; of nothing else."""
+  found: dict[str, dict[str, list[Row]]] = {}
+  for model, mine in runs.items():
+    for row in mine:
+      if "level" in row:
+        found.setdefault(model, {}).setdefault(row["stage"], []).append(row)
+  return {
+    model if len(stages) == 1 else f"{model}: {stage}": leading(rows)
+    for model, stages in found.items()
+    for stage, rows in stages.items()
+  }
+
+
+def _by_level(rows: Mapping[str, Sequence[Row]]) -> Table:
+  lines = protocol_lines(rows)
+  several = any(line.prompt for line in lines)
   table = _table("macro and micro averages", ["level", "shots", "selector", *(["prompt"] if several else [])])
   for model in rows:
     for name in ("macro", "micro"):
       table.add_column(Text(f"{model}\n{name}"), justify="right", no_wrap=True)
-  before: Key | None = None
-  for key in keys:
-    if before is not None and before[0] != key[0]:
+  for number, line in enumerate(lines):
+    if line.begins and number:
       table.add_section()
-    found = {model: _of(mine, key) for model, mine in rows.items()}
-    prompts = list(dict.fromkeys(row["prompt"] for mine in found.values() for row in mine)) if several else []
-    shown = [*prompts, MEDIAN] if len(prompts) > 1 else prompts or [MEDIAN]
-    for number, prompt in enumerate(shown):
-      first = [*_words(key, before)] if not number else ["", "", ""]
-      cells: list[Text] = []
-      for mine in found.values():
-        chosen = mine if prompt == MEDIAN else [row for row in mine if row["prompt"] == prompt]
-        cells += [_shown(chosen, lambda a: a.macro), _shown(chosen, lambda a: a.micro)]
-      table.add_row(
-        *first, *([prompt] if several else []), *cells, style="bold" if prompt == MEDIAN and several else ""
-      )
-    before = key
-  table.caption, table.caption_justify = _notes(rows), "left"
+    words = [line.level, line.shots, line.selector, *([line.prompt] if several else [])]
+    cells = [_shown(cell) for pair in line.cells for cell in pair]
+    table.add_row(*words, *cells, style="bold" if line.median else "")
+  table.caption, table.caption_justify = "\n".join(protocol_notes(rows)), "left"
   return table
 
 
 def _by_category(rows: Mapping[str, Sequence[Row]], keys: Sequence[Key]) -> Table:
   """Lines are categories, columns cells; medians over prompts."""
-  table = _table("by category, median over prompts", ["level", "category", "tasks"])
+  several = len({row["prompt"] for mine in rows.values() for row in mine}) > 1
+  title = "by category, median over prompts" if several else "by category"
+  table = _table(title, ["level", "category", "tasks"])
   columns = list(dict.fromkeys((shots, selector) for _, shots, selector in keys))
   for model in rows:
     for shots, selector in columns:
@@ -83,7 +131,7 @@ def _by_category(rows: Mapping[str, Sequence[Row]], keys: Sequence[Key]) -> Tabl
           of = [
             r for r in _of(mine, (level, shots, selector)) if (r["benchmark"], r["category"]) == (benchmark, category)
           ]
-          cells.append(_shown(of, lambda a: a.macro))
+          cells.append(_shown(_cell(of, lambda a: a.macro)))
       name = "/".join(filter(None, (benchmark, category)))
       table.add_row(TITLES[level] if level != before else "", name, f"{len(names)}", *cells)
       before = level
@@ -112,20 +160,28 @@ def _words(key: Key, before: Key | None) -> tuple[str, str, str]:
   return TITLES[level] if before is None or before[0] != level else "", str(shots), selector if shots else ""
 
 
-def _shown(rows: Sequence[Row], number: Callable[[Averages], float]) -> Text:
-  """The mean over seeds, with half the range between them."""
+def _cell(rows: Sequence[Row], number: Callable[[Averages], float]) -> Cell | None:
+  """The mean over seeds, with half the range between them; without where seeds change nothing."""
   seeds = dict.fromkeys(row["seed"] for row in rows)
   if not seeds:
-    return Text("-", "dim")
+    return None
   values = [number(averages(row for row in rows if row["seed"] == seed)) for seed in seeds]
-  return Text(str(Cell(float(np.mean(values)), float(np.ptp(values)) / 2 if len(values) > 1 else None)))
+  spread = float(np.ptp(values)) / 2 if len(values) > 1 else None
+  if not spread and not any(Asked(row["shots"], row["selector"], row["prompt"]).seeded for row in rows):
+    spread = None
+  return Cell(float(np.mean(values)), spread)
 
 
-def _notes(rows: Mapping[str, Sequence[Row]]) -> str:
+def _shown(cell: Cell | None) -> Text:
+  return Text("-", "dim") if cell is None else Text(str(cell))
+
+
+def protocol_notes(rows: Mapping[str, Sequence[Row]]) -> list[str]:
+  """What the numbers of these tables are."""
   everyone = [row for mine in rows.values() for row in mine]
   datasets = len({row["dataset"] for row in everyone})
   metrics = ", ".join(dict.fromkeys(row["metric"] for row in everyone))
   notes = [f"{datasets} tasks, {metrics}", "macro: over categories, of their tasks; micro: over items"]
   if len({row["seed"] for row in everyone}) > 1:
-    notes.append("± is between seeds")
-  return "\n".join(notes)
+    notes.append("± is between seeds, where they change the shots")
+  return notes

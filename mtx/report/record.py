@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
+from mtx.atomic import write
 from mtx.data.cache import CachedMixture
 from mtx.errors import UserError
-from mtx.report.log import replace
 
 RECORD = "run.json"
 
@@ -24,9 +24,7 @@ def write_record(run_dir: str | os.PathLike, **fields: Any) -> None:
   Raises:
     UserError: run.json exists and is no JSON object.
   """
-  path = Path(run_dir) / RECORD
-  path.parent.mkdir(parents=True, exist_ok=True)
-  replace(path, json.dumps(read_record(run_dir) | fields, indent=1, ensure_ascii=False) + "\n")
+  write(Path(run_dir) / RECORD, json.dumps(read_record(run_dir) | fields, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(run_dir: str | os.PathLike) -> dict[str, Any]:

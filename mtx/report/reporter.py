@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
-from mtx.report.log import RunLog, read_results, write_results
+from mtx.report.log import RunLog, forget_results, read_results, write_results
 from mtx.report.progress import Progress
 from mtx.report.record import memory_record, read_record, write_record
 from mtx.report.table import ParameterGroup, trainable_table
@@ -63,3 +63,7 @@ class Reporter:
 
   def saved_rows(self, stage: str) -> list[dict]:
     return [r for r in read_results(self.run_dir) if r["stage"] == stage]
+
+  def forget(self, stage: str) -> None:
+    """Removes a stage's rows from the results."""
+    forget_results(self.run_dir, stage)

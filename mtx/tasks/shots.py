@@ -163,6 +163,11 @@ def shots(
   return replace(task, name=f"{task.name}_{k}shot_{selector}", rows=rows, splits=splits)
 
 
+def shows_examples(name: str) -> bool:
+  """Whether a task of this name is one that `shots` has made."""
+  return regex.search(rf"_\d+shot_({'|'.join(SELECTORS)})$", name) is not None
+
+
 def tokens(text: str) -> list[str]:
   """Words, numbers and punctuation marks in lower case, for BM25.
 

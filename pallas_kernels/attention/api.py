@@ -31,10 +31,19 @@ BACKENDS = {
   "xla_chunked": "pallas_kernels.attention.chunked",
   "mosaic_tpu": "pallas_kernels.attention.mosaic_tpu",
   "splash": "pallas_kernels.attention.splash",
+  "triton": "pallas_kernels.attention.triton",
+  "cudnn": "pallas_kernels.attention.cudnn",
+  "decode_tpu": "pallas_kernels.attention.decode_tpu",
+  "decode_triton": "pallas_kernels.attention.decode_triton",
 }
 DENSE = ("reference", "xla")  # these hold all scores in memory
+PARTITIONED = ("reference", "xla", "xla_chunked")  # the compiler splits these over a mesh; the others: sharded.py
 # Scores of a row and head, from which on they are not held in memory at once: 16 MB in float32.
 DENSE_SCORES = 2048 * 2048
+# Kernels by platform, the first that can do it: others' where they do all that is asked for. They are taken from these
+# many scores on, where the dense form waits for memory and not for products: by count, since none was timed on a chip.
+KERNELS = {"tpu": ("splash", "mosaic_tpu"), "gpu": ("cudnn", "triton")}
+KERNEL_SCORES = 512 * 512
 
 
 def backend(impl: str) -> ModuleType:
@@ -57,7 +66,11 @@ def refusal(impl: str, q: Shaped, k: Shaped, v: Shaped, spec: AttentionSpec) -> 
 
 def chosen(q: Shaped, k: Shaped, v: Shaped, spec: AttentionSpec) -> str:
   """The backend that is fastest of those that can do it, on the default device."""
-  return "xla" if q.shape[1] * k.shape[1] <= DENSE_SCORES else "xla_chunked"
+  scores = q.shape[1] * k.shape[1]
+  for name in KERNELS.get(jax.default_backend(), ()) if scores >= KERNEL_SCORES else ():
+    if refusal(name, q, k, v, spec) is None:
+      return name
+  return "xla" if scores <= DENSE_SCORES else "xla_chunked"
 
 
 def prepared(spec: AttentionSpec, q: Shaped, k: Shaped, impl: str | None = None) -> AttentionSpec:

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention import xla
 from pallas_kernels.attention.bias import DenseBias, toeplitz
 from pallas_kernels.attention.spec import FEATURES, AttentionSpec
+from pallas_kernels.tuning.lookup import tuned
 
 HIDDEN = -1e30
-BLOCK = 512
+BLOCKS = {"block_q": 512, "block_k": 512}
 HONOURED = FEATURES
 
 
@@ -34,16 +36,19 @@ def attention(
   v: Float[Array, "batch key kv_heads d_kv"],
   spec: AttentionSpec,
   *,
-  block_q: int = BLOCK,
-  block_k: int = BLOCK,
+  block_q: int | None = None,
+  block_k: int | None = None,
 ) -> Float[Array, "batch query heads d_kv"]:
   """See `AttentionSpec`; the softmax and all sums are in float32.
 
   Args:
-    block_q, block_k: queries and keys of a block; lengths need not be multiples.
+    block_q, block_k: queries and keys of a block; lengths need not be multiples. None: the tuning table's.
   """
   queries, keys, shared = q.shape[1], k.shape[1], k.shape[2]
-  block_q, block_k = min(block_q, queries), min(block_k, keys)
+  blocks = tuned("attention_xla_chunked", BLOCKS, q.dtype, q.shape[3], max(queries, keys), spec.features)
+  block_q, block_k = min(block_q or blocks["block_q"], queries), min(block_k or blocks["block_k"], keys)
+  if block_q == queries and block_k == keys:
+    return xla.attention(q, k, v, spec)  # one block is all there is: nothing to go on from
   more_q, more_k = -queries % block_q, -keys % block_k
   if more_k:  # what fills the last block is no key
     lengths = jnp.full((q.shape[0],), keys) if spec.key_lengths is None else jnp.minimum(spec.key_lengths, keys)

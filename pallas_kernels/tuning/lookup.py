@@ -3,7 +3,8 @@ says itself where the table has no line."""
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 TABLE = Path(__file__).parent / "table.json"
+_trial: dict[str, dict[str, int]] = {}
+_asked: dict[str, dict[str, int]] = {}
 
 
 def key(kernel: str, device: str, dtype: DTypeLike, size: int, length: int, features: tuple[str, ...] = ()) -> str:
@@ -28,11 +31,32 @@ def tuned(
   kernel: str, default: Mapping[str, int], dtype: DTypeLike, size: int, length: int, features: tuple[str, ...] = ()
 ) -> dict[str, int]:
   """Block sizes by name for the default device: the table's line, or else `default`."""
-  line = table().get(key(kernel, jax.devices()[0].device_kind, dtype, size, length, features), {})
-  return {name: line.get(name, blocks) for name, blocks in default.items()}
+  name = key(kernel, jax.devices()[0].device_kind, dtype, size, length, features)
+  line = _trial.get(name, table().get(name, {}))
+  found = {block: line.get(block, size) for block, size in default.items()}
+  _asked[name] = found
+  return found
 
 
 @functools.cache
 def table() -> dict[str, dict[str, int]]:
   """All lines."""
   return json.loads(TABLE.read_text())
+
+
+@contextmanager
+def trying(lines: Mapping[str, dict[str, int]]) -> Iterator[dict[str, dict[str, int]]]:
+  """Within it `lines` stand before the table; gives what was looked up since, filled as it goes."""
+  _trial.update(lines)
+  _asked.clear()
+  try:
+    yield _asked
+  finally:
+    _trial.clear()
+
+
+def write(lines: Mapping[str, dict[str, int]], path: Path = TABLE) -> None:
+  """Adds lines to a table's file, in place of those of their names."""
+  merged = json.loads(path.read_text()) | dict(lines)
+  path.write_text(json.dumps(dict(sorted(merged.items())), indent=2) + "\n")
+  table.cache_clear()

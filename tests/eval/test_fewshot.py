@@ -1,12 +1,17 @@
 """Few-shot adaptation: which examples, what it trains, and that the inventory it starts from is left as it is."""
 
+import json
+from dataclasses import replace
+
+import gin
 import jax
 import numpy as np
 import pytest
 
 from mtx.adapters.poly import ADAPTATIONS, mixture
 from mtx.errors import UserError
-from mtx.eval.fewshot import Adapter, shots
+from mtx.eval.evaluate import Evaluation
+from mtx.eval.fewshot import Adapter, FewShot, shots
 from mtx.training.parameters import partition
 
 RATES = {r".*/adapter/router": 0.1, r".*/adapter/.*": 1e-2}
@@ -63,3 +68,47 @@ def test_adapting_one_task(carried, session_of, task_of, tmp_path, name):
   assert loss_again == loss
   jax.tree.map(np.testing.assert_array_equal, again, params)
   jax.tree.map(np.testing.assert_array_equal, carried.params, before)
+
+
+@pytest.fixture
+def stage(session_of, task_of, tmp_path):
+  """(a stage of two updates a task, its session): results and predictions of two tasks."""
+  tasks = [task_of("reverse"), task_of("first")]
+  session = session_of(tmp_path, train=tasks, heldout=tasks)
+  session = replace(session, evaluate=Evaluation(examples=4, metrics=("chrf",)))
+  return FewShot(methods=("MHR-z",), shots=4, steps=2, learning_rates=RATES), session
+
+
+def test_results_have_the_metrics_of_the_run(stage, carried, tmp_path):
+  few, session = stage
+  few.run(session, carried)
+  rows = session.reporter.saved_rows("fewshot")
+  assert {(row["task"], row["metric"]) for row in rows} == {
+    (task, metric) for task in ("reverse", "first") for metric in ("exact_match", "rouge_l", "chrf")
+  }
+  line = json.loads((tmp_path / "fewshot" / "MHR-z" / "first.jsonl").read_text().splitlines()[0])
+  assert {"exact_match", "rouge_l", "chrf"} <= line.keys()
+
+
+def test_what_is_done_holds_as_long_as_the_model_does(stage, carried, tmp_path):
+  """A second start adapts nothing; after the stages before have trained on, what there was is judged anew."""
+  few, session = stage
+  few.run(session, carried)
+  files = sorted((tmp_path / "fewshot").rglob("*.jsonl"))
+  stamps = [file.stat().st_mtime_ns for file in files]
+  few.run(session, carried)
+  assert [file.stat().st_mtime_ns for file in files] == stamps
+  other = replace(carried, params={path: value * 1.01 for path, value in carried.params.items()})
+  stray = files[0].with_name("gone.jsonl")
+  stray.write_text("of a task that is not there any more")
+  few.run(session, other)
+  said = session.reporter.console.file.getvalue()
+  assert said.count("fewshot: the model is not the one that was judged before; it is judged anew") == 1
+  assert all(file.stat().st_mtime_ns > stamp for file, stamp in zip(files, stamps, strict=True)) and not stray.exists()
+  assert len(session.reporter.saved_rows("fewshot")) == 2 * 3
+
+
+def test_a_scope_names_the_stage():
+  with gin.config_scope("first"):
+    assert FewShot(learning_rates=RATES).name == "first"
+  assert FewShot(learning_rates=RATES).name == "fewshot"

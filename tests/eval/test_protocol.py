@@ -14,6 +14,7 @@ from mtx.eval.fewshot import FewShot
 from mtx.eval.grid import Grid
 from mtx.eval.prompts import Prompt, asked
 from mtx.eval.protocol import Protocol
+from mtx.eval.scoring import write_lines
 from mtx.eval.statistics import align
 from mtx.report.compare import compare_runs
 from mtx.report.log import read_results
@@ -76,7 +77,7 @@ def done(protocol, carried, session_of, mixtures, tmp_path_factory):
   """A grid from end to end, with its rows."""
   folder = tmp_path_factory.mktemp("grid")
   sessions = sessions_of(session_of, mixtures, folder)
-  return folder, protocol.grid(sessions, carried, model="m")
+  return folder, protocol.grid(sessions, carried)
 
 
 def predictions(folder):
@@ -183,17 +184,17 @@ def test_goes_on_cell_by_cell(done, protocol, carried, session_of, mixtures, tmp
     calls.clear()
     sessions = sessions_of(session_of, mixtures, tmp_path)
     try:
-      found = protocol.grid(sessions, carried, model="m")
+      found = protocol.grid(sessions, carried)
     except Stop:
       total -= 1
     total += len(calls)
   assert found == rows and predictions(tmp_path) == predictions(folder)
   calls.clear()
-  assert protocol.grid(sessions_of(session_of, mixtures, tmp_path), carried, model="m") == rows
+  assert protocol.grid(sessions_of(session_of, mixtures, tmp_path), carried) == rows
   assert not calls
   # Scores are made again of what was answered.
   (tmp_path / "m-0" / "results.json").unlink()
-  again = protocol.grid(sessions_of(session_of, mixtures, tmp_path), carried, model="m")
+  again = protocol.grid(sessions_of(session_of, mixtures, tmp_path), carried)
   assert not calls and sorted(map(str, again[0])) == sorted(map(str, rows[0]))
   # Tasks with router rows and without are answered apart; what is drawn, for each seed; what is tuned, for each task.
   once = 2 * 4 + 2 * 2 * 2 + 3 * 2 * 2
@@ -203,8 +204,8 @@ def test_goes_on_cell_by_cell(done, protocol, carried, session_of, mixtures, tmp
 def test_a_grid_can_grow(done, protocol, carried, session_of, mixtures, tmp_path):
   small = replace(protocol, shots=(0,), prompts=None, tuned=None)
   sessions = sessions_of(session_of, mixtures, tmp_path, seeds=(0,))
-  (first,) = small.grid(sessions, carried, model="m")
-  (more,) = replace(small, shots=(0, 1)).grid(sessions, carried, model="m")
+  (first,) = small.grid(sessions, carried)
+  (more,) = replace(small, shots=(0, 1)).grid(sessions, carried)
   assert [row for row in more if not row["shots"]] == first and {row["shots"] for row in more} == {0, 1}
 
 
@@ -212,14 +213,31 @@ def test_other_settings_are_refused(done, protocol, carried, session_of, mixture
   folder, _ = done
   sessions = sessions_of(session_of, mixtures, folder)
   with pytest.raises(UserError, match="other settings: examples was 3 and is 2"):
-    replace(protocol, examples=2).grid(sessions, carried, model="m")
-  with pytest.raises(UserError, match="other settings: model was 'm' and is 'other'"):
-    protocol.grid(sessions, carried, model="other")
+    replace(protocol, examples=2).grid(sessions, carried)
+  other = replace(carried, params={path: value * 1.01 for path, value in carried.params.items()})
+  with pytest.raises(UserError, match="has results of another model"):
+    protocol.grid(sessions, other)
+
+
+def test_a_stage_judges_a_model_anew_that_was_trained_on(protocol, carried, session_of, mixtures, tmp_path):
+  """In a run the earlier model is gone; what it answered is never taken for answers of the one that is there."""
+  small = replace(protocol, shots=(0,), prompts=None, tuned=None, tasks=("reverse",))
+  session = session_of(tmp_path, **mixtures)
+  assert small.run(session, carried) is carried
+  (row,) = session.reporter.saved_rows("protocol")
+  file = tmp_path / "protocol" / "zero-shot" / "reverse.jsonl"
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  write_lines(file, [line | {"prediction": "an answer it never gave"} for line in lines])
+  small.run(session, carried)
+  assert session.reporter.saved_rows("protocol") == [row] and "never gave" in file.read_text()
+  small.run(session, replace(carried, params={path: value * 1.01 for path, value in carried.params.items()}))
+  assert "judged anew" in session.reporter.console.file.getvalue()
+  assert "never gave" not in file.read_text()
 
 
 def test_a_corrupt_line_is_named(protocol, carried, session_of, mixtures, tmp_path):
   small = replace(protocol, shots=(0,), prompts=None, tuned=None)
-  run = lambda: small.grid(sessions_of(session_of, mixtures, tmp_path, (0,)), carried, model="m")
+  run = lambda: small.grid(sessions_of(session_of, mixtures, tmp_path, (0,)), carried)
   run()
   file = tmp_path / "m-0" / "protocol" / "zero-shot" / "reverse.jsonl"
   whole = file.read_text()
@@ -235,7 +253,7 @@ def test_runs_of_unequal_items_are_not_compared(protocol, carried, session_of, m
   small = replace(protocol, shots=(0,), prompts=None, tuned=None)
   for name, examples in (("a", 3), ("b", 2)):
     session = session_of(tmp_path / name, **mixtures)
-    (rows,) = replace(small, examples=examples).grid([session], carried, model="m")
+    (rows,) = replace(small, examples=examples).grid([session], carried)
     assert {row["count"] for row in rows} == {examples}
   with pytest.raises(UserError, match=r"reverse.*reverse-test-2"):
     compare_runs(open_runs([tmp_path / "a", tmp_path / "b"]))
@@ -258,6 +276,15 @@ def test_mistakes_are_told_before_anything_is_answered(
   with pytest.raises(UserError) as error:
     replace(protocol, **changes).grid(sessions_of(session_of, mixtures, tmp_path), None)
   assert said in error.value.message and hint in error.value.hint
+
+
+def test_shots_of_a_prompt_itself_are_told(protocol, carried, session_of, mixtures, task_of, tmp_path):
+  """What is called zero-shot is not, where the source has put shots before the inputs."""
+  small = replace(protocol, shots=(0,), prompts=None, tuned=None)
+  session = session_of(tmp_path, **{**mixtures, "heldout": [task_of("reverse_2shot_bm25")[0]]})
+  small.grid([session], carried)
+  said = session.reporter.console.file.getvalue()
+  assert "the prompts of 1 tasks begin with shots of their own, to which cells add: reverse_2shot_bm25" in said
 
 
 def test_a_shot_that_is_judged_is_named(protocol, session_of, mixtures, task_of, tmp_path):

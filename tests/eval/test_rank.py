@@ -10,7 +10,7 @@ import pytest
 from mtx.data.convert import ARCHITECTURES, padded
 from mtx.errors import UserError
 from mtx.eval.likelihood import Likelihood
-from mtx.eval.rank import Chooser, Ranked, Ranker, accuracy, correct
+from mtx.eval.rank import Ranked, Ranker, accuracy, correct
 
 INPUTS, TASKS = 32, 2
 PROMPTS = ("is it so?", "one of many, and longer", "x", "again: is it so?")
@@ -105,27 +105,6 @@ def test_cached_examples(case, vocabulary):
     Ranker(case.likelihood)(case.params, case.inputs[:2], [["a"], []], [0, 0])
   with pytest.raises(UserError, match="prompt 0 has an empty option"):
     Ranker(case.likelihood, close=False)(case.params, case.inputs[:1], [["a", ""]], [0])
-
-
-def test_what_has_options_is_ranked_and_the_rest_generated(case):
-  """In the examples' order; neither is asked about what the other answers."""
-  asked = []
-
-  def generate(params, examples, task_ids):
-    asked.append((params, [example["id"] for example in examples], list(task_ids)))
-    return [f"said of {example['id']}" for example in examples]
-
-  examples = [
-    {"id": f"e{i}", "inputs": each, "options": o} for i, (each, o) in enumerate(zip(case.inputs, OPTIONS, strict=True))
-  ]
-  best = [OPTIONS[i][each.index] for i, each in enumerate(case.rank())]
-  choose = Chooser(Ranker(case.likelihood), generate)
-  assert choose(case.params, examples, TASK_IDS) == best and not asked
-  for i in (1, 2):
-    del examples[i]["options"]
-  assert choose(case.params, examples, TASK_IDS) == [best[0], "said of e1", "said of e2", best[3]]
-  assert asked == [(case.params, ["e1", "e2"], [TASK_IDS[1], TASK_IDS[2]])]
-  assert choose(case.params, examples[1:3], TASK_IDS[1:3]) == ["said of e1", "said of e2"]
 
 
 def test_correct_needs_a_reference_among_the_options():

@@ -105,7 +105,8 @@ class Scored:
     (folder / "tune" / "trained").mkdir(parents=True)
     rows = []
     for i, values in enumerate(scores):
-      lines = [{"task": f"t{i}", "id": f"{ids}{k}", "exact_match": float(v)} for k, v in enumerate(values)]
+      answer = {"task": f"t{i}", "prediction": "", "references": []}
+      lines = [{**answer, "id": f"{ids}{k}", "exact_match": float(v)} for k, v in enumerate(values)]
       (folder / "tune" / "trained" / f"t{i}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
       common = {
         "stage": "tune",
@@ -230,7 +231,7 @@ def test_a_corrupt_prediction_is_named_by_line(scored):
   file = run.folder / "tune" / "trained" / "t0.jsonl"
   lines = file.read_text().splitlines()
   file.write_text("\n".join([*lines[:2], lines[2][:9], *lines[3:]]))
-  with pytest.raises(UserError, match=r"t0\.jsonl:3 is no prediction"):
+  with pytest.raises(UserError, match=r"t0\.jsonl:3 is not JSON"):
     predicted(run.folder, run.rows[0])
 
 
@@ -270,7 +271,13 @@ def test_lines_of_predictions_end_with_a_line_feed_alone(tmp_path):
   row = {"stage": "s", "method": "m", "task": "t", "metric": "exact_match", "step": 3}
   file = tmp_path / "s" / "predictions-train-3.jsonl"
   file.parent.mkdir()
-  line = lambda i, score: {"task": "t", "id": str(i), "prediction": "a\u2028b\x85", "exact_match": score}
+  line = lambda i, score: {
+    "task": "t",
+    "id": str(i),
+    "prediction": "a\u2028b\x85",
+    "references": [],
+    "exact_match": score,
+  }
 
   def write(*scores):
     lines = [json.dumps(line(i, score), ensure_ascii=False) for i, score in enumerate(scores)]

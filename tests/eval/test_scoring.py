@@ -105,3 +105,31 @@ def test_another_prompt_can_be_ranked(generator, carried, task_of):
 
   (row,) = score_tasks(generator, carried.params, [task], [1], 3, COMMON, None, rank=rank)
   assert asked == [(task.splits["test"][:3], [1] * 3)] and row["count"] == 3
+
+
+def test_what_has_options_is_chosen_and_the_rest_generated(generator, carried, task_of, tmp_path):
+  """In the examples' order; neither way is asked about what the other answers, nor is anything ranked twice."""
+  asked, said = [], []
+
+  def rank(params, examples, task_ids):
+    asked.append([e["id"] for e in examples])
+    return Ranker(generator.likelihood).examples(params, examples, task_ids)
+
+  def generate(params, examples, task_ids):
+    said.append([(e["id"], i) for e, i in zip(examples, task_ids, strict=True)])
+    return [f"said of {e['id']}" for e in examples]
+
+  mixed, ranked = choosing(task_of("copy"), ("exact_match",)), choosing(task_of("sort"), ("accuracy", "exact_match"))
+  for example in mixed.splits["test"][1:3]:
+    del example["options"]
+  file = tmp_path / "chosen.jsonl"
+  score_tasks(generate, carried.params, [mixed, ranked], [1, 2], 4, COMMON, file, choose=True, rank=rank)
+  assert asked == [["copy-0", "copy-3", *(f"sort-{i}" for i in range(4))]] and said == [[("copy-1", 1), ("copy-2", 1)]]
+  for line in read(file):
+    if "options" in line:
+      assert line["prediction"] == line["options"][int(np.argmax(line["option_scores"]))]
+    else:
+      assert line["prediction"] == f"said of {line['id']}" and "option_scores" not in line
+  asked.clear()
+  score_tasks(generate, carried.params, [ranked], [2], 4, COMMON, None, choose=True, rank=rank)
+  assert len(asked) == len(said) == 1

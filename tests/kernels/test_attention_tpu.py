@@ -97,7 +97,7 @@ def test_a_query_that_sees_nothing_gives_zero():
 def test_hidden_blocks_are_not_visited():
   """What causal order, a window, lengths or other segments hide is left out, whatever their values are data of."""
   visits = lambda spec: masks.visits(spec, masks.seen(spec, 32, 0, 0), 2, 32, 32, 8, 8)
-  blocks = lambda spec: np.asarray([visits(spec).first, visits(spec).last]).reshape(2, 2, 4)[:, 1].tolist()  # of row 1
+  blocks = lambda spec: np.asarray([visits(spec).first, visits(spec).last])[:, 1].tolist()  # of row 1
   segments = jnp.array([[1] * 32, [1] * 12 + [2] * 10 + [0] * 10])
   assert blocks(AttentionSpec()) == [[0] * 4, [3] * 4]
   assert blocks(AttentionSpec(causal=True)) == [[0] * 4, [0, 1, 2, 3]]
@@ -191,8 +191,6 @@ def test_what_it_can_not_do_is_named():
   assert "float16" in refused(*shape(128, 64, jnp.float16), spec)
   long = AttentionSpec(bias=Buckets(jnp.zeros((32, 1)), True, 128))
   assert refused(*shape(8192, 128), long) is None
-  many = (jax.ShapeDtypeStruct((2**17, 256, 1, 64), jnp.bfloat16),) * 3
-  assert "131072 blocks of queries" in refused(*many, spec)
   assert "65536 queries and 65536 keys" in refused(*shape(65536, 128), long)
 
 
@@ -256,7 +254,7 @@ def test_a_biased_block_costs_little_more():
   )
   biased, plain = scheduled(bias=True, causal=False), scheduled(bias=False, causal=False)
   forward, backward = (biased[name].block / plain[name].block for name in kernels)
-  assert forward <= 1.05 and backward <= 1.12, (biased, plain)
+  assert 0.95 < forward <= 1.05 and 0.95 < backward <= 1.12, (biased, plain)
 
 
 def test_a_schedule_is_read():
@@ -274,4 +272,4 @@ def test_a_schedule_is_read():
   )
   schedule = parsed(table, listing)
   assert (schedule.bundles, schedule.block) == (5, 2)
-  assert schedule.cycles == {"MATMUL": 5, "VALU": 3} and schedule.block_cycles == {"MATMUL": 4, "VALU": 2}
+  assert schedule.cycles == {"MXU": 5, "VALU": 3} and schedule.block_cycles == {"MXU": 4, "VALU": 2}

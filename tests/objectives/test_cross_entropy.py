@@ -1,11 +1,16 @@
-"""Cross-entropy: sums, in all and per task, against numpy in float64."""
+"""Cross-entropy: sums, in all and per task, against numpy in float64; from logits and from what they come from."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtx.data.convert import padded
+from mtx.errors import UserError
 from mtx.models.outputs import Outputs
 from mtx.objectives.cross_entropy import cross_entropy
+from mtx.training.parameters import partition
+from pallas_kernels.cross_entropy.head import LinearHead
 
 ROWS, LENGTH, VOCABULARY, TASKS = 4, 6, 9, 5
 
@@ -60,3 +65,82 @@ def test_targets_of_weight_zero_are_nothing(batch):
   (one, gradient), (two, _) = function(logits, batch), function(logits, other)
   assert one == two
   assert not np.asarray(gradient)[unweighted].any()
+
+
+def test_label_smoothing_equals_numpy(batch):
+  """A share of the target's probability is spread over all of the vocabulary."""
+  logits = 5 * np.random.default_rng(1).normal(size=(ROWS, LENGTH, VOCABULARY)).astype(np.float32)
+  log_p = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+  wanted = 0.9 * np.eye(VOCABULARY)[batch["decoder_target_tokens"]] + 0.1 / VOCABULARY
+  token_loss = -(wanted * log_p).sum(-1) * batch["decoder_loss_weights"]
+  loss = cross_entropy(Outputs(logits), batch, TASKS, label_smoothing=0.1)
+  np.testing.assert_allclose(loss.sum, token_loss.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla", "xla_chunked"])
+def test_backends_give_one_loss(batch, impl):
+  """All that a Loss holds, from hidden states and head as from logits."""
+  rng = np.random.default_rng(2)
+  head = LinearHead(jnp.asarray(rng.normal(size=(VOCABULARY, 4)), jnp.float32), None, True, 0.5, 10.0)
+  hidden = jnp.asarray(rng.normal(size=(ROWS, LENGTH, 4)), jnp.float32)
+  settings = {"z_loss": 1e-2, "label_smoothing": 0.1}
+  wanted = cross_entropy(Outputs(head.logits(hidden)), batch, TASKS, **settings)
+  found = cross_entropy(Outputs(head.logits(hidden), hidden, head), batch, TASKS, **settings, impl=impl)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), found, wanted)
+
+
+MODELS = {
+  "tied and scaled": ("encdec", {}),
+  "untied": ("causal", {"tied_head": False}),
+  "bias and cap": ("prefix", {"head_bias": True, "logit_soft_cap": 3.0}),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_give_what_logits_come_from(kind, tiny, routed, weights, examples):
+  """Gradients to every parameter, adapters and embedding too, by chunks as from logits."""
+  architecture, changes = MODELS[kind]
+  model = routed(tiny(architecture, **changes), tasks=3)
+  rows = padded(examples(4), architecture, 8, 5, [0, 1, 2, 0], rows=4)
+
+  def loss(params, impl):
+    return cross_entropy(model.merge(params)(rows), rows, 3, impl=impl).sum
+
+  run = jax.jit(lambda params: [jax.value_and_grad(loss)(params, impl) for impl in ("xla", "xla_chunked")])
+  (one, gradients), (two, others) = run(weights(model))
+  np.testing.assert_allclose(one, two, rtol=1e-6)
+  for path, value in gradients.items():
+    np.testing.assert_allclose(others[path], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=path)
+
+
+def test_no_logits_in_a_program_that_does_not_read_them(tiny, routed, weights, examples):
+  """Of the whole vocabulary's width there is one chunk of tokens, and no gradient of a frozen head."""
+  model = routed(tiny("encdec", vocab_size=97 * 64), tasks=3)
+  rows = padded(examples(256), "encdec", 8, 8, [i % 3 for i in range(256)], rows=256)
+  train, frozen = partition(weights(model), {r".*/adapter/.*": 1.0})
+
+  def widest(impl):
+    loss = lambda train: cross_entropy(model.merge({**frozen, **train})(rows), rows, 3, impl=impl).sum
+    return jax.jit(jax.grad(loss)).lower(train).compile().as_text()
+
+  assert f"[256,8,{97 * 64}]" in widest("xla") and f"[256,8,{97 * 64}]" not in widest("xla_chunked")
+  assert f"[1024,{97 * 64}]" in widest("xla_chunked")
+
+
+def test_a_head_with_an_adapter_has_logits_only(tiny, routed, weights, examples):
+  """Left to itself the loss reads them; a backend that can not is told of by name."""
+  model = routed(tiny("causal", tied_head=False), tasks=3, pattern=r"head/projection")
+  rows = padded(examples(2), "causal", 8, 5, [0, 1], rows=2)
+  outputs = model.merge(weights(model))(rows)
+  assert outputs.hidden is None and outputs.head is None
+  assert cross_entropy(outputs, rows, 3).sum == cross_entropy(outputs, rows, 3, impl="xla").sum
+  with pytest.raises(UserError, match=r"`cross_entropy.impl`: 'xla_chunked' computes logits from hidden states"):
+    cross_entropy(outputs, rows, 3, impl="xla_chunked")
+
+
+def test_wrong_settings_are_named(batch):
+  outputs = Outputs(np.zeros((ROWS, LENGTH, VOCABULARY), np.float32))
+  with pytest.raises(UserError, match=r"did you mean `xla_chunked`"):
+    cross_entropy(outputs, batch, TASKS, impl="xla_chunk")
+  with pytest.raises(UserError, match=r"label_smoothing`: 2 is not from 0 to 1"):
+    cross_entropy(outputs, batch, TASKS, label_smoothing=2)

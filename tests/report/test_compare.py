@@ -55,6 +55,18 @@ def test_runs_that_read_other_data_under_the_same_ids_are_told(make_run, tmp_pat
   assert len(notes) == 1 and "zero-shot" in notes[0] and "120 of 120 items" in notes[0]
 
 
+def test_seeds_may_show_other_examples_in_their_prompts(make_run, tmp_path):
+  """Items are those of the same seed in the other arm."""
+  folders = [make_run(tmp_path / f"{arm}-{seed}", seed=seed, items=4) for arm in "ab" for seed in (0, 1)]
+  files = [folder / "route" / "predictions-heldout-100.jsonl" for folder in folders]
+  for file in files[1::2]:
+    file.write_text(file.read_text().replace("Question", "An example, and a question"))
+  assert compare_runs(open_runs(folders))[1] == []
+  files[1].write_text(files[0].read_text())
+  (note,) = compare_runs(open_runs(folders))[1]
+  assert "another input" in note
+
+
 def test_what_a_run_has_not_come_to_yet_is_left_out(make_run, tmp_path):
   a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", skill=(0.2, 0.9, 0.7))
   for name in ("strings_1", "strings_2"):

@@ -173,3 +173,28 @@ def test_runs_on_unequal_items_are_refused_by_name(make_run, tmp_path):
 def test_a_run_without_an_evaluation_is_said_to_lack_it(make_run, tmp_path):
   _, notes = page_of(make_run(tmp_path / "a"), make_run(tmp_path / "b", finished=False))
   assert "held-out tasks, MHR: nothing to compare in b" in notes
+
+
+def test_a_protocol_has_its_averages(make_run, tmp_path):
+  """A line a cell and prompt under each level; macro counts categories alike, micro items."""
+  folder = make_run(tmp_path / "a")
+  page, _ = page_of(folder)
+  assert "macro and micro" not in page
+  common = {"stage": "protocol", "split": "heldout", "step": 0, "seed": 0, "metric": "exact_match", "level": "task",
+            "shots": 2, "selector": "bm25", "benchmark": ""}  # fmt: skip
+  write_results(
+    folder,
+    [
+      {**common, "task": task, "dataset": task, "category": category, "count": count, "value": value + shift,
+       "prompt": prompt, "method": f"2-shot-bm25-{prompt}"}
+      for prompt, shift in (("plain", 0), ("ask", 10))
+      for task, category, count, value in (("x", "one", 4, 20.0), ("y", "one", 4, 40.0), ("z", "two", 2, 60.0))
+    ],
+  )  # fmt: skip
+  page, _ = page_of(folder)
+  table = page[page.index("macro and micro averages") :]
+  text = text_of(table[: table.index("</table>")].replace("</td>", " </td>"))
+  assert "held-out tasks of seen categories" in text
+  lines = [line.split() for line in text.splitlines() if line.strip()]
+  assert ["2", "bm25", "plain", "45.0", "36.0"] in lines and ["ask", "55.0", "46.0"] in lines
+  assert ["median", "50.0", "41.0"] in lines

@@ -14,8 +14,17 @@ def rows(shift=0.0, prompts=("plain",), seeds=(0,)):
         for i, (task, level) in enumerate(LEVELS.items()):
           value = shift + 10 * i + shots + place * 20 + seed
           made.append(
-            dict(task=task, dataset=task, level=level, category="x", benchmark="", metric="exact_match", value=value)
-            | dict(shots=shots, selector=selector, prompt=prompt, seed=seed, count=1 + 3 * i)
+            dict(
+              stage="protocol",
+              task=task,
+              dataset=task,
+              level=level,
+              category="x",
+              benchmark="",
+              metric="exact_match",
+              value=value,
+            )
+            | dict(stage="protocol", shots=shots, selector=selector, prompt=prompt, seed=seed, count=1 + 3 * i)
           )
   return made
 
@@ -50,7 +59,25 @@ def test_models_side_by_side_with_spread_between_seeds():
   zero = next(line for line in text if "seen categories" in line and "15.5" in line)
   assert "15.5 ± 0.5" in zero and "65.0" in zero
   five = next(line for line in text if "20.5" in line)
-  assert five.split()[-1] == "-" and any("± is between seeds" in line for line in text)
+  assert five.split()[-1] == "-" and any("± is between seeds, where they change the shots" in line for line in text)
+
+
+def test_no_spread_where_seeds_change_nothing():
+  """Zero-shot and the nearest shots are the same with every seed; drawn shots may agree by chance."""
+  same = [row | {"seed": seed} for row in rows() for seed in (0, 1)]
+  drawn = [row | {"selector": "random"} for row in same if row["shots"]]
+  text = "\n".join(lines({"m": [*same, *drawn]}))
+  assert "20.0 ± 0.0" in text and "15.0 ±" not in text
+  ends = [line.split()[-1] for line in text.splitlines() if " bm25 " in line]
+  assert ends == ["5.0", "21.4", "random"]  # the last is a heading
+
+
+def test_two_protocols_of_one_model():
+  """Before and after: each has columns of its own, under its stage's name."""
+  after = [row | {"stage": "after"} for row in rows(shift=50)]
+  text = lines({"m": [*rows(), *after]})
+  assert any("m: protocol" in line and "m: after" in line for line in text)
+  assert next(line for line in text if "held-out categories" in line).split()[-4:] == ["0.0", "0.0", "50.0", "50.0"]
 
 
 def test_rows_of_other_evaluations_are_left_out():

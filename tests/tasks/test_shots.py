@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtx.errors import UserError
-from mtx.tasks.shots import bm25, fewshot_prompts, shots, tokens
+from mtx.tasks.shots import bm25, fewshot_prompts, shots, shows_examples, tokens
 from mtx.tasks.task import Collection, Reading, TextTask
 
 POOL = [
@@ -51,6 +51,7 @@ def shown(prompt: str) -> list[int]:
 def test_a_prompt_is_k_solved_examples_and_the_instance(task, selector):
   few = shots(task, 3, selector)
   assert (few.name, few.category, few.metrics) == (f"ask_3shot_{selector}", "asking", ("exact_match",))
+  assert shows_examples(few.name) and not shows_examples(task.name)
   assert dict(few.splits) == {"validation": 2, "test": 12}
   rows = list(few.rows("test", Reading()))
   assert rows == list(few.rows("test", Reading()))

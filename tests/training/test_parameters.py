@@ -11,7 +11,7 @@ from mtx.adapters.site import inject
 from mtx.models.config import config
 from mtx.models.layers import RMSNorm
 from mtx.models.stack import MLP, stacked
-from mtx.training.parameters import blueprint, count, partition, rule_for
+from mtx.training.parameters import blueprint, count, fingerprint, partition, rule_for
 
 
 class Layers(nnx.Module):
@@ -87,3 +87,22 @@ def test_the_longest_pattern_counts():
     assert rule_for(order, "layers/wo/kernel") == r".*"
   assert rule_for(rules[1:], "layers/wo/kernel") is None
   assert rule_for([".*/wo/a", ".*/wo/."], "x/wo/a") == rule_for([".*/wo/.", ".*/wo/a"], "x/wo/a")
+
+
+def test_a_fingerprint_is_of_every_bit_in_its_place(born, mesh1):
+  """The same on every mesh; another one after any change, however small, and after an exchange."""
+  here = jax.sharding.NamedSharding(mesh1, jax.sharding.PartitionSpec())
+  values = {path: np.array(value) for path, value in born.items()}
+  alone = {path: jax.device_put(value, here) for path, value in values.items()}
+  found = fingerprint(born)
+  assert fingerprint(alone) == found
+  path = "layers/wi_0/kernel"
+  for change in (lambda v: np.nextafter(v[-1], np.float32(9)), lambda v: v[0]):
+    flat = values[path].ravel().copy()
+    assert flat[0] != flat[-1]
+    flat[-1] = change(flat)
+    assert fingerprint(alone | {path: jnp.array(flat.reshape(values[path].shape))}) != found
+  flipped = values[path].ravel()[::-1].reshape(values[path].shape)
+  halves = alone | {path: alone[path].astype(jnp.bfloat16)}
+  others = [alone | {path: jnp.array(flipped)}, halves, {f"x/{p}": v for p, v in alone.items()}, {}]
+  assert len({found, *map(fingerprint, others)}) == 1 + len(others)

@@ -1,0 +1,1 @@
+"""Projection with a routed low-rank update: meaning, reference, backends."""
