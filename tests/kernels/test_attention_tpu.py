@@ -97,7 +97,8 @@ def test_a_query_that_sees_nothing_gives_zero():
 def test_hidden_blocks_are_not_visited():
   """What causal order, a window, lengths or other segments hide is left out, whatever their values are data of."""
   visits = lambda spec: masks.visits(spec, masks.seen(spec, 32, 0, 0), 2, 32, 32, 8, 8)
-  blocks = lambda spec: np.asarray([visits(spec).first, visits(spec).last])[:, 1].tolist()  # of row 1
+  of_row_1 = lambda x: np.asarray(x).reshape(2, 4)[1].tolist()
+  blocks = lambda spec: [of_row_1(visits(spec).first), of_row_1(visits(spec).last)]
   segments = jnp.array([[1] * 32, [1] * 12 + [2] * 10 + [0] * 10])
   assert blocks(AttentionSpec()) == [[0] * 4, [3] * 4]
   assert blocks(AttentionSpec(causal=True)) == [[0] * 4, [0, 1, 2, 3]]
@@ -191,6 +192,8 @@ def test_what_it_can_not_do_is_named():
   assert "float16" in refused(*shape(128, 64, jnp.float16), spec)
   long = AttentionSpec(bias=Buckets(jnp.zeros((32, 1)), True, 128))
   assert refused(*shape(8192, 128), long) is None
+  many = (jax.ShapeDtypeStruct((2**17, 256, 1, 64), jnp.bfloat16),) * 3
+  assert "131072 blocks of queries" in refused(*many, spec)
   assert "65536 queries and 65536 keys" in refused(*shape(65536, 128), long)
 
 
