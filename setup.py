@@ -84,7 +84,11 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.13",
   packages=find_packages(include=["mtx", "mtx.*", "pallas_kernels", "pallas_kernels.*"]),
-  package_data={"mtx.report": ["templates/*"]},
+  package_data={
+    "mtx.report": ["templates/*"],
+    "pallas_kernels": ["h200.txtpb"],
+    "pallas_kernels.tuning": ["table.json"],
+  },
   data_files=CONFIGS,
   install_requires=REQUIRES,
   extras_require=EXTRAS,
