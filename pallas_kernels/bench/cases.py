@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from pallas_kernels.bench import attention, cross_entropy, lowrank
+from pallas_kernels.bench import attention, cross_entropy, decode, lowrank
 from pallas_kernels.bench.case import Case
 
 
 def cases() -> Iterator[Case]:
   """All lines of the table."""
-  return chain(attention.cases(), lowrank.cases(), cross_entropy.cases())
+  return chain(attention.cases(), decode.cases(), lowrank.cases(), cross_entropy.cases())
 
 
 def program(case: str, contestant: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
