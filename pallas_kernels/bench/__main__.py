@@ -95,6 +95,12 @@ def _compiled(case: Case, contestant: Contestant, chip: str) -> Row:
   return (f"{took:.1f}", f"{_temporary(program):.1f}", f"{flops / case.flops:.2f}" if flops else "")
 
 
+def _tunable(case: Case, platform: str) -> list[str]:
+  """Those of this package that are for this platform; ours, if there is no kernel for it."""
+  kernels = [name for name, each in case.contestants.items() if each.kernel and each.platform == platform]
+  return kernels or [case.ours[platform]] if platform in case.ours else kernels
+
+
 def markdown(header: Row, rows: Sequence[Row]) -> str:
   """A table."""
   lines = [header, tuple("---" for _ in header), *rows]
@@ -134,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}; {versions()}", flush=True)
   if arguments.tune:
     for case in chosen:
-      lines = tune.best(case.contestants[case.ours[platform]].run, case.arguments())
-      write(lines)
-      print(*(f"{line}: {sizes}" for line, sizes in lines.items()), sep="\n", flush=True)
+      for name in _tunable(case, platform):
+        lines = tune.best(case.contestants[name].run, case.arguments())
+        write(lines)
+        print(*(f"{line}: {sizes}" for line, sizes in lines.items()), sep="\n", flush=True)
     return 0
   tables = []
   if any(platform in case.ours for case in chosen):

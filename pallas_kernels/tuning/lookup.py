@@ -55,8 +55,8 @@ def trying(lines: Mapping[str, dict[str, int]]) -> Iterator[dict[str, dict[str, 
     _trial.clear()
 
 
-def write(lines: Mapping[str, dict[str, int]], path: Path = TABLE) -> None:
-  """Adds lines to a table's file, in place of those of their names."""
-  merged = json.loads(path.read_text()) | dict(lines)
-  path.write_text(json.dumps(dict(sorted(merged.items())), indent=2) + "\n")
+def write(lines: Mapping[str, dict[str, int]]) -> None:
+  """Adds lines to the table's file, in place of those of their names."""
+  merged = json.loads(TABLE.read_text()) | dict(lines)
+  TABLE.write_text(json.dumps(dict(sorted(merged.items())), indent=2) + "\n")
   table.cache_clear()

@@ -45,11 +45,17 @@ def test_the_tuner_finds_sizes_that_the_kernel_then_takes(table):
   ((line, sizes),) = tune.best(run, QKV).items()
   assert line == "attention_xla_chunked/cpu/float32/8/64/causal"
   assert set(sizes) == {"block_q", "block_k"} and all(size in (128, 256, 512, 1024, 2048) for size in sizes.values())
-  lookup.write({line: {"block_q": 16, "block_k": 32}}, table)
+  lookup.write({line: {"block_q": 16, "block_k": 32}})
   asked = partial(lookup.tuned, "attention_xla_chunked", {"block_q": 512, "block_k": 512}, "float32", 8, 48)
   assert asked(("causal",)) == {"block_q": 16, "block_k": 32} and asked(())["block_q"] == 512
-  lookup.write({"another": {"block_q": 1}}, table)
+  lookup.write({"another": {"block_q": 1}})
   assert set(json.loads(table.read_text())) == {line, "another"}
+
+
+def test_tune_writes_the_table(table, capsys):
+  assert bench.main(["--tune", "--only", "attention 512.* CPU.*forward$|decoding"]) == 0
+  assert set(json.loads(table.read_text())) == {"attention_xla_chunked/cpu/float32/64/512/bias:Buckets"}
+  assert "attention_xla_chunked/cpu" in capsys.readouterr().out
 
 
 def test_sizes_that_do_not_fit_are_passed_over(table, capsys):
