@@ -13,9 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mtx.errors import UserError, did_you_mean
+from mtx.models.backends import bound
 from mtx.models.context import Context
 from mtx.models.layers import Axes, param
-from mtx.parallel.kernels import bound, is_tensor_parallel, over_rows
+from mtx.parallel.kernels import is_tensor_parallel, over_rows
 from pallas_kernels.lowrank import xla
 from pallas_kernels.lowrank.api import BACKENDS, KERNELS, chosen, routed_projection
 

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Float64, Int
 from ml_collections import ConfigDict
 
 from mtx.errors import UserError, did_you_mean
+from mtx.models.backends import bound
 from mtx.models.config import kv_heads
 from mtx.models.context import Context
 from mtx.models.layers import Dense, RMSNorm, param
 from mtx.models.rope import Turn, rotate
 from mtx.parallel.activations import SPLIT
-from mtx.parallel.kernels import bound
 from mtx.parallel.mesh import ROWS
 from pallas_kernels.attention.api import BACKENDS
 from pallas_kernels.attention.bias import Buckets

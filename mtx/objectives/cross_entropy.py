@@ -5,11 +5,11 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from mtx.errors import UserError, did_you_mean
+from mtx.models.backends import bound
 from mtx.models.outputs import Outputs
 from mtx.objectives.loss import Loss
 from mtx.objectives.normalise import WEIGHTS
 from mtx.parallel.activations import SPLIT
-from mtx.parallel.kernels import bound
 from mtx.parallel.mesh import ROWS
 from pallas_kernels.cross_entropy.api import BACKENDS, chosen, linear_cross_entropy, tell
 from pallas_kernels.cross_entropy.loss import TokenLoss

@@ -1,27 +1,14 @@
-"""Kernels under a mesh: a call that the compiler can not partition runs once on every device, on the rows it has. And
-kernels under gin: what one refuses is a mistake of who bound it."""
+"""Kernels under a mesh: a call that the compiler can not partition runs once on every device, on the rows it has."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from mtx.errors import UserError
 from mtx.parallel.mesh import ROWS
-from pallas_kernels.unsupported import Unsupported
-
-
-@contextmanager
-def bound(binding: str) -> Iterator[None]:
-  """Within it `Unsupported` becomes a UserError that names the binding."""
-  try:
-    yield
-  except Unsupported as error:
-    raise UserError(f"binding `{binding}`: {error}") from error
 
 
 def over_rows(function: Callable[..., Array], by_row: tuple[Any, ...], whole: tuple[Any, ...]) -> Array:
