@@ -1,5 +1,6 @@
 """Attention written out, for what it means and not for speed: every backend is held against it."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,7 +32,8 @@ def attention(
   allowed = spec.allowed(q.shape[1], k.shape[1])
   allowed = jnp.ones((1, 1, 1, 1), bool) if allowed is None else allowed
   # The largest visible score, and any number where there is none: exp stays finite, and so do gradients.
-  highest = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True)
+  # No part of the result: its gradient would divide by a count of equal scores, which a fused program may see as 0.
+  highest = jax.lax.stop_gradient(jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1, keepdims=True))
   highest = jnp.where(jnp.isfinite(highest), highest, 0)
   exponent = jnp.where(allowed, scores - highest, 0)
   weights = jnp.where(allowed, jnp.exp(exponent), 0)
