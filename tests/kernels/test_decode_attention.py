@@ -85,7 +85,8 @@ def rounded(case, dtype):
 
 
 def check(case, dtype) -> None:
-  """An error, root mean square over all numbers, of at most twice that of dense XLA in the same dtype."""
+  """An error, root mean square over all numbers, of at most twice that of dense XLA in the same dtype, and half of the
+  last place, which one key costs a kernel where XLA copies its value."""
   case = rounded(case, dtype)
   with jax.enable_x64(True):
     wanted = np.asarray(jax.jit(dense(reference.attention))(*case))
@@ -93,7 +94,7 @@ def check(case, dtype) -> None:
   functions = {"xla": dense(xla.attention), **TESTED}
   found = jax.jit(lambda *case: {name: f(*case) for name, f in functions.items()})(*jax.tree.map(here, case))
   error = {name: np.sqrt(np.mean(np.square(np.asarray(y, np.float64) - wanted))) for name, y in found.items()}
-  rounding = jnp.finfo(dtype).eps / 8 * np.sqrt(np.mean(np.square(wanted)))
+  rounding = jnp.finfo(dtype).eps / 2 * np.sqrt(np.mean(np.square(wanted)))
   for name in TESTED:
     assert error[name] <= 2 * error["xla"] + rounding, (name, error, case[2].features)
 
