@@ -4,6 +4,7 @@ A kernel for it is given keys and values of all layers, and a layer's number: XL
 out for a kernel, at every step.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,6 +35,21 @@ class Cached(NamedTuple):
     """Of `k` as `api.attention` takes it, [batch, key, kv_heads, d_kv]."""
     _, batch, shared, keys, d_kv = self.k.shape
     return jax.ShapeDtypeStruct((batch, keys, shared, d_kv), self.k.dtype)
+
+
+def without_cache(in_cache: Callable[..., Array]) -> Callable[..., Array]:
+  """`attention(q, k, v, spec)` as every backend has it, by `in_cache`: keys and values are a cache of one layer."""
+
+  def attention(
+    q: Float[Array, "batch query heads d_kv"],
+    k: Float[Array, "batch key kv_heads d_kv"],
+    v: Float[Array, "batch key kv_heads d_kv"],
+    spec: AttentionSpec,
+  ) -> Float[Array, "batch query heads d_kv"]:
+    k, v = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
+    return in_cache(q, Cached(k, v, 0), spec)
+
+  return attention
 
 
 def chosen(q: Shaped, k: Shaped, spec: AttentionSpec, impl: str | None, decode_impl: str | None) -> str:

@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import decode_rows
-from pallas_kernels.attention.decode import Cached
+from pallas_kernels.attention.decode import Cached, without_cache
 from pallas_kernels.attention.decode_rows import HIDDEN, Rows, forward_only, joined, precision, rows
 from pallas_kernels.attention.spec import FEATURES, AttentionSpec
 from pallas_kernels.platforms import on
@@ -33,28 +33,16 @@ BLOCKS = (512, 2048)
 LANES, SUBLANES = 128, 16
 
 
-def attention(
-  q: Float[Array, "batch query heads d_kv"],
-  k: Float[Array, "batch key kv_heads d_kv"],
-  v: Float[Array, "batch key kv_heads d_kv"],
-  spec: AttentionSpec,
-) -> Float[Array, "batch query heads d_kv"]:
-  """See `AttentionSpec`; the softmax and all sums are in float32.
-
-  Raises:
-    Unsupported: a gradient is asked for.
-  """
-  k, v = (jnp.swapaxes(x, 1, 2)[None] for x in (k, v))
-  return in_cache(q, Cached(k, v, 0), spec)
-
-
 def in_cache(
   q: Float[Array, "batch query heads d_kv"], cached: Cached, spec: AttentionSpec, *, block_k: int | None = None
 ) -> Float[Array, "batch query heads d_kv"]:
-  """`attention` on one layer of a cache.
+  """Attention on one layer of a cache, see `AttentionSpec`; the softmax and all sums are in float32.
 
   Args:
     block_k: keys of a block, a multiple of 128; None: as tuned.
+
+  Raises:
+    Unsupported: a gradient is asked for.
   """
   _, _, shared, keys, d_kv = cached.k.shape
   if block_k is None:
@@ -66,6 +54,9 @@ def in_cache(
   run = forward_only("decode_tpu", partial(on, "tpu", call))
   y = run(given, cached.k, cached.v, jnp.reshape(jnp.asarray(cached.layer, jnp.int32), (1,)))
   return joined(y, q.shape[1])
+
+
+attention = without_cache(in_cache)
 
 
 def _block(of_key: int) -> int:
