@@ -10,8 +10,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.attention import reference, xla
-from pallas_kernels.attention.bias import Alibi, Buckets, DenseBias
+from pallas_kernels.attention.bias import Alibi, Bias, Buckets, DenseBias
 from pallas_kernels.attention.spec import AttentionSpec
+
+
+def bias_of(draw, normal, batch: int, heads: int, queries: int, keys: int) -> Bias | None:
+  """One of every kind, or none; `normal(*shape)` gives its numbers."""
+  table = normal(draw(st.sampled_from([6, 8, 32])), heads)
+  return {
+    "none": None,
+    "both ways": Buckets(table, True, draw(st.sampled_from([16, 128]))),
+    "one way": Buckets(table, False, draw(st.sampled_from([20, 128]))),
+    "alibi": Alibi(normal(heads)),
+    "dense": DenseBias(normal(heads, queries, keys)),
+    "dense by row": DenseBias(normal(batch, heads, queries, keys)),
+  }[draw(st.sampled_from(["none", "both ways", "one way", "alibi", "dense", "dense by row"]))]
 
 
 @st.composite
@@ -22,15 +35,7 @@ def cases(draw):
   batch, queries, keys, shared, groups = whole(1, 3), whole(1, 35), whole(1, 35), whole(1, 2), whole(1, 3)
   heads, rng = shared * groups, np.random.default_rng(whole(0, 2**32 - 1))
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  table = normal(draw(st.sampled_from([6, 8, 32])), heads)
-  bias = {
-    "none": None,
-    "both ways": Buckets(table, True, draw(st.sampled_from([16, 128]))),
-    "one way": Buckets(table, False, draw(st.sampled_from([20, 128]))),
-    "alibi": Alibi(normal(heads)),
-    "dense": DenseBias(normal(heads, queries, keys)),
-    "dense by row": DenseBias(normal(batch, heads, queries, keys)),
-  }[draw(st.sampled_from(["none", "both ways", "one way", "alibi", "dense", "dense by row"]))]
+  bias = bias_of(draw, normal, batch, heads, queries, keys)
   segments = lambda n: np.sort(rng.integers(0, 3, (batch, n)), axis=1).astype(np.int32)
   packed, prefix = yes(), draw(st.sampled_from([None, "keys", "lengths"]))
   spec = AttentionSpec(

@@ -15,11 +15,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import ahead
 from pallas_kernels.attention import decode, decode_rows, decode_tpu, decode_triton, reference, xla
 from pallas_kernels.attention.api import attention, refusal
-from pallas_kernels.attention.bias import Alibi, Buckets, DenseBias
+from pallas_kernels.attention.bias import Alibi, Buckets
 from pallas_kernels.attention.decode import Cached, in_cache
 from pallas_kernels.attention.spec import AttentionSpec
 from pallas_kernels.unsupported import Unsupported
-from tests.kernels.cases import sweep
+from tests.kernels.cases import bias_of, sweep
 
 # Blocks of keys smaller than most lengths, so that there are several, and a last one that is not full.
 TESTED = {
@@ -38,15 +38,7 @@ def cases(draw):
   keys, d_kv = whole(1, 70), draw(st.sampled_from([32, 48, 128]))
   heads, rng = shared * groups, np.random.default_rng(whole(0, 2**32 - 1))
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  table = normal(draw(st.sampled_from([6, 8, 32])), heads)
-  bias = {
-    "none": None,
-    "both ways": Buckets(table, True, draw(st.sampled_from([16, 128]))),
-    "one way": Buckets(table, False, draw(st.sampled_from([20, 128]))),
-    "alibi": Alibi(normal(heads)),
-    "dense": DenseBias(normal(heads, queries, keys)),
-    "dense by row": DenseBias(normal(batch, heads, queries, keys)),
-  }[draw(st.sampled_from(["none", "both ways", "one way", "alibi", "dense", "dense by row"]))]
+  bias = bias_of(draw, normal, batch, heads, queries, keys)
   places = np.arange(keys)
   starts, ends = rng.integers(0, keys + 1, (2, batch, 1))
   padded, prefix = yes(), draw(st.sampled_from([None, "keys", "lengths"]))
